@@ -1,0 +1,127 @@
+"""Redistribution of local tensors: the steps of `redistribution.lower`, run forward and backward as planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoplan.collectives.base import Collectives, index_in_group
+from autoplan.placement import Placements, Shard, forward_of, gradient_of
+from autoplan.redistribution import Step, lower, transition
+
+
+def run_steps(tensor: Tensor, steps: tuple[Step, ...], group: Collectives) -> Tensor:
+    """`tensor` after `steps`, not differentiable."""
+    for step in steps:
+        tensor = _RUN[step.kind](tensor, step, group)
+    return tensor
+
+
+def redistribute(tensor: Tensor, produced: Placements, needed: Placements, group: Collectives) -> Tensor:
+    """A local tensor in state `produced` as the local tensor in state `needed`; its gradient goes back the planned way."""
+    if not tensor.requires_grad:
+        return run_steps(tensor, lower(forward_of(produced), forward_of(needed), group.mesh), group)
+    forward, backward = transition(produced, needed, group.mesh, needs_grad=True)
+    if not forward and not backward:
+        return tensor
+    return _Redistribute.apply(tensor, None, forward, backward, group)
+
+
+def redistribute_gradient(tensor: Tensor, shared: Tensor, produced: Placements, needed: Placements, group: Collectives) -> Tensor:
+    """As `redistribute`, but the forward result is there already: `shared`, from another state with the same placements."""
+    backward = lower(gradient_of(needed), gradient_of(produced), group.mesh)
+    return _Redistribute.apply(tensor, shared.detach(), (), backward, group)
+
+
+class _Redistribute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, shared: Tensor | None, forward: tuple[Step, ...], backward: tuple[Step, ...], group: Collectives) -> Tensor:
+        ctx.steps, ctx.group = backward, group
+        if shared is not None:
+            return shared.view_as(shared)
+        result = run_steps(tensor, forward, group)
+        return result.view_as(result) if result is tensor else result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return run_steps(gradient, ctx.steps, ctx.group), None, None, None, None
+
+
+def _split(tensor: Tensor, dim: int, *sizes: int) -> Tensor:
+    """`tensor` with `dim` seen as `sizes` (one may be -1)."""
+    return tensor.unflatten(dim, sizes)
+
+
+def _slice(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
+    assert isinstance(step.dst, Shard)
+    n = group.mesh.group_size(step.axes)
+    dim, groups = step.dst.dim, step.dst.groups
+    index = index_in_group(group, step.axes)
+    if groups == 1:
+        size = tensor.shape[dim] // n
+        return tensor.narrow(dim, index * size, size).contiguous()
+    return _split(tensor, dim, groups, n, -1).select(dim + 1, index).flatten(dim, dim + 1)
+
+
+def _keep(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
+    return tensor if index_in_group(group, step.axes) == 0 else torch.zeros_like(tensor)
+
+
+def _pad(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
+    assert isinstance(step.src, Shard)
+    n = group.mesh.group_size(step.axes)
+    dim, groups = step.src.dim, step.src.groups
+    parts = _split(tensor, dim, groups, -1)
+    padded = parts.new_zeros(*parts.shape[: dim + 1], n, *parts.shape[dim + 1 :])
+    padded.select(dim + 1, index_in_group(group, step.axes)).copy_(parts)
+    return padded.flatten(dim, dim + 2)
+
+
+def _all_gather(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
+    assert isinstance(step.src, Shard)
+    n = group.mesh.group_size(step.axes)
+    dim, groups = step.src.dim, step.src.groups
+    front = tensor.movedim(dim, 0).contiguous()
+    gathered = group.all_gather(front, step.axes)
+    if groups > 1:
+        gathered = _split(gathered, 0, n, groups, -1).transpose(0, 1).flatten(0, 2)
+    return gathered.movedim(0, dim).contiguous()
+
+
+def _reduce_scatter(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
+    assert isinstance(step.dst, Shard)
+    n = group.mesh.group_size(step.axes)
+    dim, groups = step.dst.dim, step.dst.groups
+    front = tensor.movedim(dim, 0)
+    if groups > 1:
+        front = _split(front, 0, groups, n, -1).transpose(0, 1).flatten(0, 2)
+    return group.reduce_scatter(front.contiguous(), step.axes).movedim(0, dim).contiguous()
+
+
+def _all_reduce(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
+    return group.all_reduce(tensor.contiguous(), step.axes)
+
+
+def _all_to_all(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
+    """Cut `dst.dim` into a part per rank, exchange, and put what arrives together along `src.dim`."""
+    assert isinstance(step.src, Shard) and isinstance(step.dst, Shard)
+    n = group.mesh.group_size(step.axes)
+    parts = _split(tensor, step.dst.dim, step.dst.groups, n, -1).movedim(step.dst.dim + 1, 0)
+    parts = parts.flatten(step.dst.dim + 1, step.dst.dim + 2).contiguous()  # [n, *local with dst.dim cut]
+    arrived = group.all_to_all(parts, step.axes)
+    dim, groups = step.src.dim, step.src.groups
+    arrived = _split(arrived, dim + 1, groups, -1)  # [n, ..., groups, m, ...]
+    return arrived.movedim(0, dim + 1).flatten(dim, dim + 2).contiguous()
+
+
+_RUN = {
+    "slice": _slice,
+    "keep": _keep,
+    "pad": _pad,
+    "all-gather": _all_gather,
+    "reduce-scatter": _reduce_scatter,
+    "all-reduce": _all_reduce,
+    "all-to-all": _all_to_all,
+}
