@@ -1,0 +1,88 @@
+"""From rows on one axis to strategies on a mesh: the product of rows over the axes, in mesh order.
+
+Running the op on what the first axis leaves is again a call of the same op, so each further axis asks the rule about the
+sizes the earlier ones have left. A rule thereby never sees more than one axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from autoplan.errors import PlacementError
+from autoplan.placement import Mesh, R
+from autoplan.rules.registry import rule_of
+from autoplan.rules.row import Call, Row, Strategy, make_strategy
+
+
+def strategies_of(call: Call, mesh: Mesh) -> tuple[Strategy, ...]:
+    """Every strategy of a call on `mesh`, without repetitions; the all-replicated one is first."""
+    found: dict[tuple[object, ...], Strategy] = {}
+    needs_grad = any(spec.needs_grad for spec in call.outputs)
+    for rows in _products(call, mesh.shape):
+        if len({row.local for row in rows if row.local}) > 1:
+            continue  # two local implementations of one op cannot both run it
+        for partial in _partial_forms(rows, mesh.shape, needs_grad):
+            strategy = make_strategy(rows, partial, call.operands, call.outputs)
+            found.setdefault((strategy.needs, strategy.makes, strategy.local), strategy)
+    return tuple(found.values())
+
+
+def rows_of(call: Call) -> tuple[Row, ...]:
+    """The rows of a call on an axis of `call.axis_size` ranks: the all-R row, then the rule's that divide."""
+    replicated = replicated_row(call)
+    if call.axis_size == 1:
+        return (replicated,)
+    rule = rule_of(call.op)
+    if rule is None:
+        return (replicated,)
+    rows = {replicated: None}
+    for row in rule.rows(call):
+        assert len(row.ins) == len(call.operands) and len(row.outs) == len(call.outputs), (call.op, row)
+        if _divides(call, row):
+            rows.setdefault(row)
+    # operands that only lend their shape do so under every row
+    unread = [all(row.ins[k] is None for row in rows if row is not replicated) and len(rows) > 1 for k in range(len(call.operands))]
+    if any(unread):
+        first = replace(replicated, ins=tuple(None if skip else p for p, skip in zip(replicated.ins, unread, strict=True)))
+        return (first, *(row for row in rows if row is not replicated and row != first))
+    return tuple(rows)
+
+
+def replicated_row(call: Call) -> Row:
+    """Everything on every rank: valid for every deterministic op."""
+    return Row(tuple(R for _ in call.operands), tuple(R for _ in call.outputs))
+
+
+def cut_call(call: Call, row: Row, axis_size: int) -> Call:
+    """The call that one rank of the axis runs under `row`."""
+    operands = tuple(spec if p is None else spec.cut(p, call.axis_size) for spec, p in zip(call.operands, row.ins, strict=True))
+    outputs = tuple(spec.cut(p, call.axis_size) for spec, p in zip(call.outputs, row.outs, strict=True))
+    return replace(call, operands=operands, outputs=outputs, axis_size=axis_size)
+
+
+def _divides(call: Call, row: Row) -> bool:
+    try:
+        cut_call(call, row, 1)
+    except PlacementError:
+        return False
+    return True
+
+
+def _products(call: Call, sizes: tuple[int, ...]) -> Iterator[tuple[Row, ...]]:
+    if not sizes:
+        yield ()
+        return
+    here = replace(call, axis_size=sizes[0])
+    for row in rows_of(here):
+        for rest in _products(cut_call(here, row, 1), sizes[1:]):
+            yield (row, *rest)
+
+
+def _partial_forms(rows: tuple[Row, ...], sizes: tuple[int, ...], needs_grad: bool) -> Iterator[tuple[bool, ...]]:
+    """All-R rows come twice where a gradient flows: with whole and with partial gradients (the backward is linear)."""
+    forms: list[tuple[bool, ...]] = [()]
+    for row, n in zip(rows, sizes, strict=True):
+        choices = (False, True) if needs_grad and n > 1 and row.is_replicated else (False,)
+        forms = [(*form, choice) for form in forms for choice in choices]
+    yield from forms

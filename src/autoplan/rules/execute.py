@@ -1,0 +1,72 @@
+"""A strategy as a call on local tensors: the plain op with local sizes, or the local implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoplan.collectives import Collectives
+from autoplan.graph.ir import map_refs
+from autoplan.placement import Mesh, forward_of, local_shape
+from autoplan.rules.registry import LocalCall, local_implementation, rule_of
+from autoplan.rules.row import Call, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOp:
+    """One op as each rank runs it: `run(operands, group, seed)` gives its local output, or a tuple of them."""
+
+    call: Call
+    strategy: Strategy
+    mesh: Mesh
+    target: Callable[..., Any]
+    args: tuple[Any, ...]  # with Ref(k) for operand k, sizes local
+    kwargs: Mapping[str, Any]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the target is the op itself, to be called with `args` and `kwargs`."""
+        return self.strategy.local is None
+
+    def run(self, operands: Sequence[Tensor], group: Collectives, seed: int = 0) -> Any:
+        """The local output of the op on this rank, differentiable."""
+        args = map_refs(self.args, lambda ref: operands[ref.value])
+        kwargs = map_refs(dict(self.kwargs), lambda ref: operands[ref.value])
+        if self.is_plain:
+            return self.target(*args, **kwargs)
+        return self.target(LocalCall(args, kwargs, self.call, self.strategy, self.mesh, group, seed))
+
+
+def localize(call: Call, strategy: Strategy, mesh: Mesh, device: torch.device | None = None) -> LocalOp:
+    """`call` under `strategy`: local sizes among its arguments, `device` in place of the one that capture saw."""
+    args, kwargs = call.args, dict(call.kwargs)
+    if device is not None and kwargs.get("device") is not None:
+        kwargs["device"] = device
+    if device is not None:
+        args = tuple(device if isinstance(arg, torch.device) else arg for arg in args)
+    if strategy.local is not None:
+        return LocalOp(call, strategy, mesh, local_implementation(strategy.local), args, kwargs)
+    shapes = tuple(local_shape(spec.shape, forward_of(state), mesh) for spec, state in zip(call.outputs, strategy.makes, strict=True))
+    rule = rule_of(call.op)
+    if rule is not None and rule.localize is not None:
+        args, kwargs = rule.localize(args, kwargs, shapes)
+    return LocalOp(call, strategy, mesh, torch_op(call.op), args, kwargs)
+
+
+@cache
+def torch_op(name: str) -> Callable[..., Any]:
+    """The torch operator called `aten.linear.default`, or the Python function called `_operator.mul`."""
+    namespace, *path = name.split(".")
+    if namespace == "_operator":
+        import operator
+
+        return getattr(operator, path[0])
+    target = getattr(torch.ops, namespace)
+    for part in path:
+        target = getattr(target, part)
+    return target
