@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from autoplan.errors import AutoplanError, TargetError
-from autoplan.settings import check_settings
+from autoplan.settings import check_settings, names_file, split_target
 
 DEFAULT_FACTORY = "build"
 FORMS = "a target is file.py[:factory], package.module:factory, a Hugging Face config.json or a request .yaml"
@@ -75,21 +75,21 @@ def load_target(
     """
     given = dict(settings or {})
     given |= {key: value for key, value in (("batch", batch), ("seq", seq)) if value is not None}
-    head, colon, name = text.rpartition(":")
-    place, factory_name = (head, name or DEFAULT_FACTORY) if colon and not _is_file(text) else (text, DEFAULT_FACTORY)
+    place, named = split_target(text)
+    factory_name = named or DEFAULT_FACTORY
     if place.endswith(".json"):
         from autoplan.hf import EXAMPLE_SIZE, hugging_face_factory
 
         path = _existing_file(place, base, text)
         factory = hugging_face_factory(path, mode)
         return Target(text, factory, check_settings(factory, EXAMPLE_SIZE | given, text), path)
-    if _is_file(place):
+    if names_file(place):
         path = _existing_file(place, base, text)
         module = _import_file(path, place)
         factory = _find_factory(module, factory_name, place)
         name = f"{place}:{factory_name}"
         return Target(name, factory, check_settings(factory, given, name), path, suffix=f":{factory_name}")
-    if not colon:
+    if ":" not in text:
         raise TargetError(f"no such target: {text}", next_step=FORMS)
     factory = _find_factory(_import_module(place), factory_name, place)
     return Target(text, factory, check_settings(factory, given, text))
@@ -151,10 +151,6 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.manual_seed(seed)
         yield
-
-
-def _is_file(place: str) -> bool:
-    return place.endswith((".py", ".json"))
 
 
 def _existing_file(place: str, base: str | os.PathLike[str], text: str) -> Path:

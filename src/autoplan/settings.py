@@ -1,4 +1,4 @@
-"""What `--set key=value` gives a factory: parsed as YAML scalars, checked against its parameters. No torch."""
+"""The text of a target and of its `--set key=value`, the latter checked against the factory's parameters. No torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ import yaml
 from autoplan.errors import UsageError, join_problems
 
 SCALARS = (bool, int, float, str)
+
+
+def split_target(text: str) -> tuple[str, str | None]:
+    """`model.py:build` as `("model.py", "build")`; None where no factory is named."""
+    if names_file(text):
+        return text, None
+    place, colon, factory = text.rpartition(":")
+    return (place, factory or None) if colon else (text, None)
+
+
+def names_file(place: str) -> bool:
+    """Whether a target without its factory is a file, not a module."""
+    return place.endswith((".py", ".json"))
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
