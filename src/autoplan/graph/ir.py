@@ -16,7 +16,8 @@ ValueKind = Literal["input", "parameter", "buffer", "constant", "op"]
 
 ITEM_BYTES: Mapping[str, int] = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
-    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1, "complex64": 8, "complex128": 16,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
+    "complex32": 4, "complex64": 8, "complex128": 16,
 }  # fmt: skip
 
 
@@ -46,7 +47,7 @@ class Value:
     @property
     def is_float(self) -> bool:
         """Whether the dtype can carry a gradient."""
-        return "float" in self.dtype
+        return "float" in self.dtype or "complex" in self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,11 @@ class Graph:
     """A captured model: one step's forward, on global tensors.
 
     `constants` holds the real tensors (torch) that forward makes from literals, by value number. `mutations` maps the
-    number of a value to the buffer FQN it overwrites at the end of the step. `loss` is None in inference.
+    number of a value to the buffer FQN it overwrites at the end of the step. `loss` is None in inference. `output_names`
+    go with `outputs`: `loss` in training, else where the tensor is in forward's result (`logits`, `output.0`, `output`).
+
+    An op that writes to arguments beside its result (`batch_norm` to its running statistics) has their new values as
+    further outputs, so every node is a function of its inputs.
     """
 
     values: tuple[Value, ...]
@@ -123,6 +128,7 @@ class Graph:
     loss: int | None
     constants: Mapping[int, Any] = field(default_factory=dict)
     mutations: Mapping[int, str] = field(default_factory=dict)
+    output_names: tuple[str, ...] = ()
 
     @cached_property
     def producers(self) -> Mapping[int, Node]:

@@ -1,0 +1,151 @@
+"""Capture: a module and example inputs become a `Graph`, without weights and without a GPU.
+
+`torch.export` runs the user's forward once on fake tensors: shapes without storage, on a fixed device (the CPU), whatever
+device the module is on. So plan time and run time see the same graph, an 8B model needs no memory, and tensors that
+forward makes from literals are real and keep their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+
+from autoplan.errors import AutoplanError, TargetError
+from autoplan.graph.convert import convert
+from autoplan.graph.ir import Graph
+from autoplan.graph.source import source_of_exception
+from autoplan.graph.trees import bound_arguments, input_leaves
+
+Mode = Literal["train", "infer"]
+CAPTURE_DEVICE = "cpu"
+
+
+def capture(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, mode: Mode, keep_outputs: bool = False) -> Graph:
+    """The graph of one forward of `module`; parameters, buffers and inputs may be real or on meta, and are not touched.
+
+    In training the loss is the first scalar float of the output or its `.loss`, and the only output unless
+    `keep_outputs`. Dropped are ops that no output needs, also random ones: the numbers that dropout draws are not a
+    promise. Raises TargetError, naming the op or the user's line, for a model that cannot be captured.
+    """
+    kwargs = dict(kwargs or {})
+    inputs = input_leaves(module.forward, args, kwargs)
+    fake = _Faker(FakeTensorMode(allow_non_fake_inputs=True))
+    with _in_mode(module, mode), _without_storage(module, fake):
+        exported = _export(module, *fake.arguments(module.forward, args, kwargs))
+        return convert(exported, module, inputs, mode=mode, keep_outputs=keep_outputs)
+
+
+class _Faker:
+    """Fake twins of tensors, one per tensor, so that ties stay ties."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self.mode = mode
+        self._twins: dict[int, tuple[Tensor, Tensor]] = {}  # keeps the original too: its id must not be used again
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._twins:
+            with self.mode:
+                twin = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=CAPTURE_DEVICE)
+            if isinstance(tensor, nn.Parameter):
+                twin = nn.Parameter(twin, requires_grad=tensor.requires_grad)
+            self._twins[id(tensor)] = (tensor, twin)
+        return self._twins[id(tensor)][1]
+
+    def arguments(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call's arguments with fake tensors, keywords in the order of the signature."""
+        order = {name: i for i, (name, _) in enumerate(bound_arguments(forward, args, kwargs))}
+        kwargs = dict(sorted(kwargs.items(), key=lambda item: order[item[0]]))
+        return pytree.tree_map_only(Tensor, self, (args, kwargs))
+
+
+@contextmanager
+def _in_mode(module: nn.Module, mode: Mode) -> Iterator[None]:
+    """`module.train()` or `.eval()`, each submodule's own flag restored afterwards; gradients recorded in both."""
+    flags = [(m, m.training) for m in module.modules()]
+    module.train(mode == "train")
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
+
+
+@contextmanager
+def _without_storage(module: nn.Module, fake: _Faker) -> Iterator[None]:
+    """The module with fake parameters and buffers, its own put back afterwards.
+
+    Plain tensor attributes become constants and keep their values; one on meta has none and is faked as well, so that
+    forward runs, and is refused only where the graph reads it.
+    """
+    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for m in list(module.modules()):
+        for table in (m._parameters, m._buffers):
+            saved.append((table, dict(table)))
+            table.update({name: fake(tensor) for name, tensor in table.items() if tensor is not None})
+        attributes = {name: value for name, value in vars(m).items() if isinstance(value, Tensor) and value.device.type != CAPTURE_DEVICE}
+        saved.append((vars(m), attributes))
+        vars(m).update({name: fake(value) if value.is_meta else value.to(CAPTURE_DEVICE) for name, value in attributes.items()})
+    try:
+        yield
+    finally:
+        for table, original in saved:
+            table.update(original)
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    try:
+        return torch.export.export(module, args, kwargs, strict=False)
+    except AutoplanError:
+        raise
+    except Exception as error:
+        raise _explained(error) from None
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """Words that an export failure's messages contain, and what they mean to the user."""
+
+    words: tuple[str, ...]
+    what: str
+    next_step: str
+
+
+_CAUSES = (
+    _Cause(
+        ("DataDependentOutput", "data-dependent", "data dependent", "_local_scalar_dense", "GuardOnDataDependent", "unbacked"),
+        "forward depends on the values of a tensor (.item(), or an if or a loop on a tensor)",
+        "decide it from shapes or from the configuration, or use torch.where",
+    ),
+    _Cause(
+        ("DynamicOutputShape", "dynamic shape operator"),
+        "an op gives a tensor whose shape depends on values",
+        "use a form of fixed shape: a mask with torch.where in place of boolean indexing or nonzero",
+    ),
+    _Cause(("two different devices",), "forward mixes tensors of two devices", "make tensors inside forward on the device of an input, e.g. device=x.device"),
+    _Cause(("Unsupported input type", "Unsupported output type", "register_pytree_node"), "an input or output of a type torch.export does not know", "use tensors in tuples, lists, dicts and dataclasses registered as pytrees"),
+)  # fmt: skip
+
+
+def _explained(error: Exception) -> TargetError:
+    """The failure in the user's terms: what, at which line, what next."""
+    text = f"{type(error).__name__}: {error}"
+    where = source_of_exception(error)
+    cause = next((cause for cause in _CAUSES if any(word in text for word in cause.words)), None)
+    said = _first_line(text)
+    if cause is None:
+        return TargetError(f"torch.export cannot capture the model: {said}", where=where, next_step="the model must run under torch.export.export(strict=False)")
+    return TargetError(f"torch.export cannot capture the model: {cause.what}\n  {said}", where=where, next_step=cause.next_step)
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no reason given"
