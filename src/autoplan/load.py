@@ -247,7 +247,7 @@ def _check_returned(name: str, returned: Any) -> Built:
 
 
 def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 def _describe(error: BaseException) -> str:

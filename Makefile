@@ -1,0 +1,50 @@
+# Every target sets up .venv first. Where wheels come from is pip's own configuration: PIP_FIND_LINKS and the like just work.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+REQUESTS := $(wildcard configs/*.yaml)
+
+.PHONY: help install demo test test-all plans lint format clean
+
+help: ## Show what one can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Set up .venv with autoplan and all it is developed with
+
+# torch first and by itself: the exact version decides which build of it pip takes, and the rest then finds it installed.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,dev]'
+	touch $@
+
+demo: $(INSTALLED) ## Plan a small Llama on 2x2, show the plan, train it on 4 CPU processes, compare with one device, diff with 4x1
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
+
+test: $(INSTALLED) ## Run the tests that need no GPU
+	$(BIN)/python -m pytest -m 'not gpu'
+
+test-all: $(INSTALLED) ## Run all tests
+	$(BIN)/python -m pytest
+
+plans: $(INSTALLED) ## Plan every request in configs/ into plans/, to be reviewed as a diff
+	mkdir -p plans
+	for request in $(REQUESTS); do echo "$$request" >&2; $(BIN)/autoplan plan "$$request" -o "plans/$$(basename "$$request")"; done
+
+lint: $(INSTALLED) ## Check format, style and types; pre-commit runs the same
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Format the code and mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv, caches and what the demo wrote
+	rm -rf $(VENV) .demo build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
