@@ -13,8 +13,8 @@ from torch import nn
 
 from autoplan.models import data, gpt2, llama, mlp
 
-SMALL_LLAMA = dict(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=128, vocab_size=256, batch=2, seq=32)
-SMALL_GPT2 = dict(n_layers=2, dim=64, n_heads=4, vocab_size=256, batch=2, seq=32)
+SMALL_LLAMA: dict[str, Any] = dict(dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=128, vocab_size=256, batch=2, seq=32)
+SMALL_GPT2: dict[str, Any] = dict(n_layers=2, dim=64, n_heads=4, vocab_size=256, batch=2, seq=32)
 
 
 def parameters(module: nn.Module) -> int:
