@@ -28,7 +28,9 @@ Mode = Literal["train", "infer"]
 CAPTURE_DEVICE = "cpu"
 
 
-def capture(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, mode: Mode, keep_outputs: bool = False) -> Graph:
+def capture(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, mode: Mode, keep_outputs: bool = False
+) -> Graph:
     """The graph of one forward of `module`; parameters, buffers and inputs may be real or on meta, and are not touched.
 
     In training the loss is the first scalar float of the output or its `.loss`, and the only output unless
@@ -59,7 +61,9 @@ class _Faker:
             self._twins[id(tensor)] = (tensor, twin)
         return self._twins[id(tensor)][1]
 
-    def arguments(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call's arguments with fake tensors, keywords in the order of the signature."""
         order = {name: i for i, (name, _) in enumerate(bound_arguments(forward, args, kwargs))}
         kwargs = dict(sorted(kwargs.items(), key=lambda item: order[item[0]]))
@@ -88,7 +92,8 @@ def _without_storage(module: nn.Module, fake: _Faker) -> Iterator[None]:
     """
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for m in list(module.modules()):
-        for table in (m._parameters, m._buffers):
+        tables: tuple[dict[str, Any], ...] = (m._parameters, m._buffers)
+        for table in tables:
             saved.append((table, dict(table)))
             table.update({name: fake(tensor) for name, tensor in table.items() if tensor is not None})
         attributes = {name: value for name, value in vars(m).items() if isinstance(value, Tensor) and value.device.type != CAPTURE_DEVICE}
@@ -142,7 +147,11 @@ def _explained(error: Exception) -> TargetError:
     cause = next((cause for cause in _CAUSES if any(word in text for word in cause.words)), None)
     said = _first_line(text)
     if cause is None:
-        return TargetError(f"torch.export cannot capture the model: {said}", where=where, next_step="the model must run under torch.export.export(strict=False)")
+        return TargetError(
+            f"torch.export cannot capture the model: {said}",
+            where=where,
+            next_step="the model must run under torch.export.export(strict=False)",
+        )
     return TargetError(f"torch.export cannot capture the model: {cause.what}\n  {said}", where=where, next_step=cause.next_step)
 
 

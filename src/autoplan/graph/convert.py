@@ -1,46 +1,31 @@
 """An `ExportedProgram` as our `Graph`: one list of functional ops with addresses, and nothing that only torch needs.
 
-One pass over the exported graph in execution order: assertions and aliases vanish, no-grad regions are inlined with a
-`detach` on what leaves them, in-place ops become functional. Then what no output needs is dropped and ops are named:
-ordinals count the ops that any of forward's outputs needs, so they do not depend on which outputs are kept.
+What the exported graph starts from is declared, its calls are walked (`walk`), then what no output needs is dropped and
+ops are named: ordinals count the ops that any of forward's outputs needs, whichever outputs are kept.
 """
 
 from __future__ import annotations
 
-import operator
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from autoplan.errors import TargetError
 from autoplan.graph.draft import Draft, Place, describe
-from autoplan.graph.inplace import functional_value, is_in_place, refusal, write_back
 from autoplan.graph.ir import Graph, Parameter, Ref
-from autoplan.graph.ops import bind, written_arguments
-from autoplan.graph.source import source_of_trace
 from autoplan.graph.trees import leaf_paths
-
-_DROPPED = frozenset({"_assert_async", "_functional_assert_async", "_assert_scalar", "_functional_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"})  # fmt: skip
-_ALIASES = frozenset({"alias", "lift", "lift_fresh"})
-_DETACHES = frozenset({"detach", "detach_"})  # an alias where no gradient flows, else an op
-_FRESH_COPIES = frozenset({"lift_fresh_copy"})  # of a constant: writing to it must not change the constant
-_REGIONS = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap"})
-_REPEAT = re.compile(r"@\d+")  # layers.0@1 is the second call of layers.0
+from autoplan.graph.walk import Walk
 
 
 def convert(exported: ExportedProgram, module: nn.Module, inputs: Mapping[str, Any], *, mode: str, keep_outputs: bool) -> Graph:
     """The graph of an exported forward; `inputs` are the leaves of the call by name, in the order of its placeholders."""
     draft = Draft()
     placeholders = _declare(draft, exported, module, inputs, trains=mode == "train")
-    walk = _Walk(draft, placeholders)
+    walk = Walk(draft, placeholders)
     results = walk.run(exported.graph_module, grad=True, place=Place("", "forward"))
     outputs, mutations = _results(exported, walk, results)
     if not outputs:
@@ -81,17 +66,13 @@ def _declare(draft: Draft, exported: ExportedProgram, module: nn.Module, inputs:
         elif spec.kind is InputKind.BUFFER:
             stands_for[node] = Ref(draft.buffers[spec.target])
         elif spec.kind is InputKind.CONSTANT_TENSOR:
-            stands_for[node] = Ref(_declare_constant(draft, spec.target, exported.constants[spec.target], node))
+            stands_for[node] = Ref(draft.declare_constant(spec.target, exported.constants[spec.target], node.meta["val"]))
         else:
-            raise TargetError(f"the model takes {spec.target}, a {spec.kind.name.lower()}", next_step="autoplan plans models whose inputs are tensors")
+            raise TargetError(
+                f"the model takes {spec.target}, a {spec.kind.name.lower()}", next_step="autoplan plans models whose inputs are tensors"
+            )
     assert next(user_inputs, None) is None, "export has fewer inputs than the call"
     return stands_for
-
-
-def _declare_constant(draft: Draft, name: str, tensor: Tensor, node: fx.Node) -> int:
-    value = draft.declare("constant", f"constants/{name}", node.meta["val"])
-    draft.constants[value] = tensor.detach()
-    return value
 
 
 def _declare_parameters(draft: Draft, module: nn.Module, trains: bool) -> dict[str, int]:
@@ -108,7 +89,7 @@ def _declare_parameters(draft: Draft, module: nn.Module, trains: bool) -> dict[s
     return by_name
 
 
-def _results(exported: ExportedProgram, walk: _Walk, results: list[Any]) -> tuple[list[tuple[str, int]], dict[int, str]]:
+def _results(exported: ExportedProgram, walk: Walk, results: list[Any]) -> tuple[list[tuple[str, int]], dict[int, str]]:
     """(name, value) of every tensor that forward returns, and the buffers that forward overwrote."""
     specs = exported.graph_signature.output_specs
     names = iter([".".join(path) or "output" for path in leaf_paths(exported.call_spec.out_spec)])
@@ -126,239 +107,21 @@ def _results(exported: ExportedProgram, walk: _Walk, results: list[Any]) -> tupl
 
 def _loss(draft: Draft, outputs: list[tuple[str, int]]) -> int:
     """The value to differentiate: `.loss`, else the first scalar float."""
-    scalars = [(name, value) for name, value in outputs if draft.values[value].example.dtype.is_floating_point and draft.values[value].example.dim() == 0]
+    scalars = [
+        (name, value)
+        for name, value in outputs
+        if draft.values[value].example.dtype.is_floating_point and draft.values[value].example.dim() == 0
+    ]
     if not scalars:
         listed = ", ".join(f"{name} {describe(draft.values[value].example)}" for name, value in outputs)
-        raise TargetError(f"training needs a scalar loss, and forward returns none: {listed}", next_step="return the loss first or as .loss, or plan with --mode infer")
+        raise TargetError(
+            f"training needs a scalar loss, and forward returns none: {listed}",
+            next_step="return the loss first or as .loss, or plan with --mode infer",
+        )
     name, loss = next((scalar for scalar in scalars if scalar[0] == "loss"), scalars[0])
     if not draft.values[loss].needs_grad:
-        raise TargetError(f"the loss ({name}) needs no gradient: no trainable parameter reaches it", next_step="look for requires_grad=False, no_grad or detach, or plan with --mode infer")
+        raise TargetError(
+            f"the loss ({name}) needs no gradient: no trainable parameter reaches it",
+            next_step="look for requires_grad=False, no_grad or detach, or plan with --mode infer",
+        )
     return loss
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """How an exported node is a view of another: the same memory, so that writing to one changes the other."""
-
-    base: fx.Node
-    target: OpOverload | None  # None: one output of an op that has several
-
-
-class _Walk:
-    """Walks the exported graph and its regions; knows what every exported node stands for at this moment.
-
-    An exported node names memory, and in-place ops change what is there. `_current` holds each node's present value;
-    nodes that view overwritten memory are `_stale` and made again when they are next read.
-    """
-
-    def __init__(self, draft: Draft, placeholders: Mapping[fx.Node, Any]) -> None:
-        self._draft = draft
-        self._grad = True
-        self._roots: dict[fx.Node, Ref] = {node: ref for node, ref in placeholders.items() if isinstance(ref, Ref)}
-        self._current: dict[fx.Node, Any] = dict(self._roots)  # a Ref, or a tuple of them for an op with several outputs
-        self._same: dict[fx.Node, Any] = {node: value for node, value in placeholders.items() if not isinstance(value, Ref)}
-        self._regions: dict[fx.Node, list[Any]] = {}  # what an inlined region returns: nodes and literals
-        self._views: dict[fx.Node, _View] = {}
-        self._viewers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-        self._stale: set[fx.Node] = set()
-        self._places: dict[fx.Node, Place] = {}
-
-    def run(self, graph_module: fx.GraphModule, *, grad: bool, place: Place) -> list[Any]:
-        """Convert one graph or region, recording gradients or not; the nodes and literals that it returns."""
-        outer, self._grad = self._grad, grad
-        for node in graph_module.graph.nodes:
-            if node.op == "call_function":
-                self._places[node] = _place(node, place)
-                self._call(node, graph_module)
-            elif node.op == "get_attr" and isinstance(attribute := getattr(graph_module, node.target), Tensor):
-                self._current[node] = Ref(_declare_constant(self._draft, node.target, attribute, node))
-        self._grad = outer
-        returned = next(iter(reversed(graph_module.graph.nodes))).args[0]
-        return list(returned) if isinstance(returned, list | tuple) else [returned]
-
-    def value(self, node: Any) -> Any:
-        """What an exported argument stands for now: a Ref, a tuple of them, or a literal."""
-        node = self._resolved(node)
-        if not isinstance(node, fx.Node):
-            return node
-        if node in self._stale:
-            self._stale.discard(node)
-            self._current[node] = self._made_again(node)
-        return self._current[node]
-
-    def overwritten_buffers(self) -> dict[int, str]:
-        """The last value of every buffer that forward wrote to."""
-        names = {value: fqn for fqn, value in reversed(self._draft.buffers.items())}
-        return {self.value(node).value: names[ref.value] for node, ref in self._roots.items() if ref.value in names and self.value(node) != ref}
-
-    def _call(self, node: fx.Node, owner: fx.GraphModule) -> None:
-        target: Any = node.target
-        if isinstance(target, HigherOrderOperator):
-            self._regions[node] = self._region(node, owner)
-        elif target is operator.getitem:
-            self._getitem(node)
-        elif not isinstance(target, OpOverload):
-            what = f"forward computes with a size that depends on values ({getattr(target, '__name__', target)})"
-            raise TargetError(what, where=self._places[node].source, next_step="autoplan plans fixed shapes")
-        elif target._opname in _DROPPED:
-            return
-        elif target._opname in _ALIASES or (target._opname in _DETACHES and not self._needs_grad(node.args[0])):
-            self._same[node] = node.args[0]
-        elif target._opname in _FRESH_COPIES:
-            self._current[node] = self.value(node.args[0])
-        elif is_in_place(target) and target._opname not in _DETACHES:
-            args, kwargs = self._arguments(node)
-            place = self._places[node]
-            self._write(node.args[0], Ref(functional_value(self._draft, target, args, kwargs, place, grad=self._grad)), place)
-            self._same[node] = node.args[0]
-        else:
-            self._op(node, torch.ops.aten.detach.default if target._opname in _DETACHES else target)
-
-    def _op(self, node: fx.Node, target: OpOverload) -> None:
-        args, kwargs = self._arguments(node)
-        example, place = node.meta["val"], self._places[node]
-        written = _written_nodes(node, target)
-        if written:
-            example = [*(example if isinstance(example, list | tuple) else [example]), *(argument.meta["val"] for argument in written)]
-        outputs = tuple(map(Ref, self._draft.emit(target, args, kwargs, place, grad=self._grad, example=example)))
-        for argument, after in zip(written, outputs[len(outputs) - len(written) :], strict=True):
-            self._draft.values[after.value].needs_grad = self._draft.values[after.value].would_need_grad = False
-            self._write(argument, after, place)
-        self._current[node] = outputs[0] if isinstance(node.meta["val"], Tensor) else outputs
-        base = _base(node)
-        if base is not None:
-            self._watch(node, _View(base, target))
-
-    def _getitem(self, node: fx.Node) -> None:
-        source, index = self._resolved(node.args[0]), node.args[1]
-        if source in self._regions:
-            self._same[node] = self._regions[source][index]
-        else:
-            self._current[node] = self.value(source)[index]
-            self._watch(node, _View(source, None))
-
-    def _region(self, node: fx.Node, owner: fx.GraphModule) -> list[Any]:
-        """Inline a region; a value made in it without gradients leaves it through `detach` if it would have had one."""
-        name, place = node.target.name(), self._places[node]
-        body_at = next((i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr"), None)
-        if body_at is None or name not in _REGIONS:
-            raise TargetError(f"forward uses {name}, which autoplan cannot plan", where=place.source, next_step="write it without control flow operators")
-        body, operands = owner.get_submodule(node.args[body_at].target), node.args[body_at + 1 :]
-        inner = next((_place(n, place) for n in body.graph.nodes if n.op == "call_function"), place)
-        if name == "wrap_with_autocast" and node.args[2]:
-            what = f"forward uses torch.autocast in {inner.module or 'the root module'}, which a plan cannot keep"
-            raise TargetError(what, where=inner.source, next_step="remove autocast and set --precision")
-        grad = node.args[0] if name == "wrap_with_set_grad_enabled" else self._grad
-        self._cross(operands, self._grad, grad)
-        self._same.update(zip([n for n in body.graph.nodes if n.op == "placeholder"], operands, strict=True))
-        returned = self.run(body, grad=grad, place=place)
-        self._cross(returned, grad, self._grad)
-        return returned
-
-    def _cross(self, nodes: Iterable[Any], from_grad: bool, to_grad: bool) -> None:
-        if from_grad or not to_grad:
-            return
-        for node in map(self._resolved, nodes):
-            value = self.value(node)
-            if isinstance(value, Ref):
-                self._current[node] = Ref(self._draft.detached(value.value, self._places.get(node, Place("", "forward"))))
-
-    # In-place ops: memory is overwritten, so are the tensors it is seen through.
-
-    def _write(self, written: Any, after: Ref, place: Place) -> None:
-        """The memory of `written` now holds `after`: say so to the node, to what it is a view of, and to other views."""
-        node = self._resolved(written)
-        self._refuse_lost_writes(node, place)
-        self._set(node, after, None)
-        while (view := self._views.get(node)) is not None:
-            if view.target is None:
-                raise refusal("in-place op on one of the views that an op like split or chunk returns", place)
-            args, kwargs = self._arguments(node)
-            after = Ref(write_back(self._draft, view.target, args, kwargs, after.value, place, grad=self._grad))
-            node, child = self._resolved(view.base), node
-            self._set(node, after, child)
-
-    def _set(self, node: fx.Node, value: Ref, up_to_date: fx.Node | None) -> None:
-        self._current[node] = value
-        self._stale.discard(node)
-        for viewer in self._viewers[node]:
-            if viewer is not up_to_date:
-                self._mark_stale(viewer)
-
-    def _mark_stale(self, node: fx.Node) -> None:
-        self._stale.add(node)
-        for viewer in self._viewers[node]:
-            self._mark_stale(viewer)
-
-    def _made_again(self, node: fx.Node) -> Any:
-        view = self._views[node]
-        if view.target is None:
-            return self.value(view.base)[node.args[1]]
-        args, kwargs = self._arguments(node)
-        outputs = tuple(map(Ref, self._draft.emit(view.target, args, kwargs, self._places[node], grad=self._grad)))
-        return outputs[0] if isinstance(node.meta["val"], Tensor) else outputs
-
-    def _refuse_lost_writes(self, node: fx.Node, place: Place) -> None:
-        if self._needs_grad(node) and not self._grad:
-            raise refusal("in-place op under no_grad on a tensor that needs a gradient", place)
-        root = node
-        while root in self._views:
-            root = self._resolved(self._views[root].base)
-        declared = self._roots.get(root)
-        if declared is not None and self._draft.values[declared.value].kind != "buffer":
-            value = self._draft.values[declared.value]
-            raise refusal(f"in-place op on {value.kind} {value.address.removeprefix('inputs/').removeprefix('constants/')}", place)
-
-    def _watch(self, node: fx.Node, view: _View) -> None:
-        self._views[node] = view
-        self._viewers[self._resolved(view.base)].append(node)
-
-    def _needs_grad(self, node: Any) -> bool:
-        value = self.value(node)
-        return isinstance(value, Ref) and self._draft.values[value.value].needs_grad
-
-    def _resolved(self, node: Any) -> Any:
-        while isinstance(node, fx.Node) and node in self._same:
-            node = self._same[node]
-        return node
-
-    def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return self._converted(node.args), {name: self._converted(value) for name, value in node.kwargs.items()}
-
-    def _converted(self, argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            return self.value(argument)
-        if isinstance(argument, list | tuple):
-            return tuple(self._converted(item) for item in argument)
-        return argument
-
-
-def _written_nodes(node: fx.Node, target: OpOverload) -> list[fx.Node]:
-    """Arguments that a call writes to beside what it returns: their new values become further outputs."""
-    positions = written_arguments(target)
-    if not positions:
-        return []
-    bound = bind(target, node.args, node.kwargs)
-    if target._opname == "batch_norm" and not bound["training"]:
-        return []
-    arguments = list(bound.values())
-    return [arguments[i] for i in positions if isinstance(arguments[i], fx.Node)]
-
-
-def _base(node: fx.Node) -> fx.Node | None:
-    """The argument whose memory the node's result shares, if any."""
-    storage = _storage(node)
-    return None if storage is None else next((arg for arg in node.all_input_nodes if _storage(arg) == storage), None)
-
-
-def _storage(node: fx.Node) -> int | None:
-    example = node.meta.get("val")
-    if isinstance(example, list | tuple):
-        example = next((item for item in example if isinstance(item, Tensor)), None)
-    return example.untyped_storage()._cdata if isinstance(example, Tensor) else None
-
-
-def _place(node: fx.Node, fallback: Place) -> Place:
-    stack = node.meta.get("nn_module_stack")
-    module = _REPEAT.sub("", list(stack.values())[-1][0]) if stack else fallback.module
-    return Place(module, source_of_trace(node.meta.get("stack_trace")) or module or "forward")

@@ -73,7 +73,15 @@ class Draft:
         self.values.append(DraftValue(kind, address, example, needs_grad))
         return len(self.values) - 1
 
-    def emit(self, target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], place: Place, *, grad: bool, example: Any = None) -> tuple[int, ...]:
+    def declare_constant(self, name: str, tensor: Tensor, example: Tensor) -> int:
+        """A tensor that forward makes from literals, or finds in an attribute; its number."""
+        value = self.declare("constant", f"constants/{name}", example)
+        self.constants[value] = tensor.detach()
+        return value
+
+    def emit(
+        self, target: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], place: Place, *, grad: bool, example: Any = None
+    ) -> tuple[int, ...]:
         """Append a call and return its outputs; `example` is the op's fake result, computed here when not given."""
         if example is None:
             example = self.run_fake(target, args, kwargs)
@@ -167,12 +175,28 @@ def describe(tensor: Tensor) -> str:
 
 def _frozen_value(number: int, value: DraftValue, shared: dict[Any, Any]) -> Value:
     shape = tuple(value.example.shape)
-    return Value(number, value.kind, value.address, shared.setdefault(shape, shape), str(value.example.dtype).removeprefix("torch."), value.needs_grad)
+    return Value(
+        number,
+        value.kind,
+        value.address,
+        shared.setdefault(shape, shape),
+        str(value.example.dtype).removeprefix("torch."),
+        value.needs_grad,
+    )
 
 
 def _frozen_node(index: int, call: Call, number: Mapping[int, int]) -> Node:
     args, kwargs = map_refs((call.args, call.kwargs), lambda ref: Ref(number[ref.value]))
-    return Node(index, op_name(call.target), call.address, call.place.module, args, kwargs, tuple(number[o] for o in call.outputs), call.place.source)
+    return Node(
+        index,
+        op_name(call.target),
+        call.address,
+        call.place.module,
+        args,
+        kwargs,
+        tuple(number[o] for o in call.outputs),
+        call.place.source,
+    )
 
 
 def _leading_tensors(example: Any, target: OpOverload, place: Place) -> list[Tensor]:
@@ -181,7 +205,11 @@ def _leading_tensors(example: Any, target: OpOverload, place: Place) -> list[Ten
     items = list(example) if isinstance(example, list | tuple) else [example]
     tensors = [item for item in items if isinstance(item, Tensor)]
     if not tensors or not all(isinstance(item, Tensor) for item in items[: len(tensors)]):
-        raise TargetError(f"{op_name(target)} returns something other than tensors", where=place.source, next_step="autoplan can plan ops that return tensors only")
+        raise TargetError(
+            f"{op_name(target)} returns something other than tensors",
+            where=place.source,
+            next_step="autoplan can plan ops that return tensors only",
+        )
     return tensors
 
 

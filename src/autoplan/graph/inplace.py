@@ -20,8 +20,26 @@ _RENAMED = {
     "bernoulli_.float": aten.bernoulli.p,
     "normal_.default": aten.normal_functional.default,
 }
-_CHANGES_METADATA = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "rename_"})
-_RESHAPES = frozenset({"view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "alias", "view_as", "reshape_as", "to", "_reshape_alias"})
+_CHANGES_METADATA = frozenset(
+    {"resize_", "resize_as_", "set_", "as_strided_", "squeeze_", "unsqueeze_", "transpose_", "t_", "swapaxes_", "swapdims_", "rename_"}
+)
+_RESHAPES = frozenset(
+    {
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "alias",
+        "view_as",
+        "reshape_as",
+        "to",
+        "_reshape_alias",
+    }
+)
 
 
 def is_in_place(target: OpOverload) -> bool:
@@ -48,7 +66,9 @@ def functional_value(draft: Draft, target: OpOverload, args: Sequence[Any], kwar
     return _like(draft, result, written, place, grad)
 
 
-def write_back(draft: Draft, view: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], changed: int, place: Place, *, grad: bool) -> int:
+def write_back(
+    draft: Draft, view: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], changed: int, place: Place, *, grad: bool
+) -> int:
     """What `view`'s first argument becomes when its result is overwritten by the value `changed`.
 
     Raises TargetError for a view that cannot be written through.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from autoplan.graph.ir import Node
 
 
-@lru_cache(maxsize=None)
+@cache
 def resolve(op: str) -> OpOverload:
     """`aten.linear.default` as the callable op; raises AttributeError for an op that torch does not have."""
     namespace, name, overload = op.split(".")
@@ -42,7 +42,7 @@ def bind(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     return bound
 
 
-@lru_cache(maxsize=None)
+@cache
 def written_arguments(target: OpOverload) -> tuple[int, ...]:
     """Positions of the arguments the op writes to, empty for a functional op.
 

@@ -32,7 +32,8 @@ def bound_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TargetError(
-            f"the example inputs do not match forward{signature}: {error}", next_step="return them from the factory as (module, args, kwargs)"
+            f"the example inputs do not match forward{signature}: {error}",
+            next_step="return them from the factory as (module, args, kwargs)",
         ) from None
     named: list[tuple[str, Any]] = []
     for name, value in bound.arguments.items():
