@@ -1,0 +1,143 @@
+"""The optimisation problem in integers: nothing here knows torch, placements or the solver.
+
+Choose one strategy for each node. A strategy costs something by itself and takes memory in every row. Values tie nodes
+together: the producer's strategy makes the value in one state, each reader's strategy needs it in one state, and the
+value is brought into each state that is needed once, whoever needs it:
+
+    cost of a value = sum over distinct forward classes f of the needed states   forward[made][f]
+                    + sum over distinct needed states q                          backward[made][q]
+
+Rows of memory are limited: for each row the sum over nodes, plus that over needed states of values, plus for each of its
+peaks the largest group, is at most the limit. (A peak is memory that only one group at a time uses: the temporaries of one
+op, the gathered parameters of one block.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FORBIDDEN = -1  # a transition that cannot be
+
+Vector = tuple[int, ...]
+Matrix = tuple[Vector, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemNode:
+    """A decision: `costs[s]` and `memory[row][s]` of each strategy s."""
+
+    name: str
+    costs: Vector
+    memory: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A node that reads a value: `needs[s]` is the state its strategy s needs, None if s reads only the shape."""
+
+    node: int
+    needs: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemValue:
+    """A value in `len(forward_class)` possible needed states, from `made[s]` of its producer's strategies s.
+
+    `forward[p][f]` and `backward[p][q]` are costs or FORBIDDEN, `memory[row][q]` what each needed state keeps.
+    """
+
+    name: str
+    producer: int
+    made: Vector
+    readers: tuple[Reader, ...]
+    forward_class: Vector
+    forward: Matrix
+    backward: Matrix
+    memory: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Memory in use at one time: by strategies of nodes, `(node, amounts[s])`, and needed states of values, `(value, amounts[q])`."""
+
+    nodes: tuple[tuple[int, Vector], ...] = ()
+    values: tuple[tuple[int, Vector], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Nodes, values and the limit of every memory row; `peaks[row]` is a tuple of peaks, each a tuple of groups.
+
+    `unit_s` and `unit_bytes` are what one of cost and of memory stand for.
+    """
+
+    nodes: tuple[ProblemNode, ...]
+    values: tuple[ProblemValue, ...]
+    limits: Vector
+    peaks: tuple[tuple[tuple[Group, ...], ...], ...]
+    unit_s: float
+    unit_bytes: int
+
+    @property
+    def strategies(self) -> int:
+        """The number of strategies over all nodes."""
+        return sum(len(node.costs) for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a choice costs; `cost` is None where it uses a forbidden transition. `memory[row]` includes the peaks."""
+
+    cost: int | None
+    memory: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A choice of one strategy per node, proved to cost at least `bound` at best; status is `optimal` or `feasible`."""
+
+    choice: Vector
+    cost: int
+    bound: int
+    status: str
+
+    @property
+    def gap(self) -> float:
+        """How much better, relative to the cost, a plan might still be."""
+        return max(0.0, (self.cost - self.bound) / self.cost) if self.cost > 0 else 0.0
+
+
+def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:
+    """The cost and memory of a choice, by the definition above."""
+    rows = range(len(problem.limits))
+    cost: int | None = sum(node.costs[s] for node, s in zip(problem.nodes, choice, strict=True))
+    memory = [sum(node.memory[row][s] for node, s in zip(problem.nodes, choice, strict=True)) for row in rows]
+    needed = [needed_states(value, choice) for value in problem.values]
+    for value, states in zip(problem.values, needed, strict=True):
+        made = value.made[choice[value.producer]]
+        entries = [value.backward[made][q] for q in states]
+        entries += [value.forward[made][f] for f in {value.forward_class[q] for q in states}]
+        cost = None if cost is None or FORBIDDEN in entries else cost + sum(entries)
+        for row in rows:
+            memory[row] += sum(value.memory[row][q] for q in states)
+    for row in rows:
+        memory[row] += sum(max((_group_memory(group, choice, needed) for group in peak), default=0) for peak in problem.peaks[row])
+    return Evaluation(cost, tuple(memory))
+
+
+def needed_states(value: ProblemValue, choice: Sequence[int]) -> frozenset[int]:
+    """The distinct states in which the chosen strategies of its readers need a value."""
+    states = (reader.needs[choice[reader.node]] for reader in value.readers)
+    return frozenset(q for q in states if q is not None)
+
+
+def _group_memory(group: Group, choice: Sequence[int], needed: Sequence[frozenset[int]]) -> int:
+    by_nodes = sum(amounts[choice[node]] for node, amounts in group.nodes)
+    return by_nodes + sum(amounts[q] for value, amounts in group.values for q in needed[value])
+
+
+def is_feasible(problem: Problem, choice: Sequence[int]) -> bool:
+    """Whether a choice uses no forbidden transition and keeps every limit."""
+    result = evaluate(problem, choice)
+    return result.cost is not None and all(used <= limit for used, limit in zip(result.memory, problem.limits, strict=True))
