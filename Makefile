@@ -16,11 +16,10 @@ help: ## Show what one can do
 
 install: $(INSTALLED) ## Set up .venv with autoplan and all it is developed with
 
-# torch first and by itself: the exact version decides which build of it pip takes, and the rest then finds it installed.
+# The pins decide which torch, pip's configuration which build of it. Compiling all of torch to bytecode would cost more than using it.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[hf,dev]'
 	touch $@
 
 demo: $(INSTALLED) ## Plan a small Llama on 2x2, show the plan, train it on 4 CPU processes, compare with one device, diff with 4x1
