@@ -1,0 +1,194 @@
+"""How stored parameters become used ones: which of them travel together, and by which collectives. No torch.
+
+The parameters of one copy of a repeated block are one group. Their transitions run in rounds, the first steps of all,
+then the second: steps of one round that are the same collective over the same axes run as ONE collective of one flat
+buffer (a *bucket*). Gradients take their way back in the same manner, once all of the group are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from autoplan.assignment.assignment import Assignment, Need
+from autoplan.assignment.names import block_of
+from autoplan.assignment.redistributions import Counts, count_collectives, gradient_reaches, redistributions
+from autoplan.graph.ir import Graph, Node
+from autoplan.placement import Placements, forward_of, gradient_of
+from autoplan.redistribution import LOCAL_KINDS, Kind, Step, collectives, lower
+
+BUCKETED = frozenset({"all-gather", "reduce-scatter", "all-reduce"})
+
+
+@dataclass(frozen=True, slots=True)
+class GatherMember:
+    """A parameter in one state in which it is needed.
+
+    `is_first` tells the one that runs the forward from those that only share its result; `saved` says that some op keeps
+    the used parameter for its backward.
+    """
+
+    value: int
+    fqn: str
+    store: Placements
+    state: Placements
+    forward: tuple[Step, ...]
+    backward: tuple[Step, ...]
+    dtype: str
+    is_first: bool
+    saved: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One step of several members, in one flat buffer where it is a collective that allows it."""
+
+    kind: Kind
+    axes: tuple[int, ...]
+    members: tuple[int, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether ranks talk to each other."""
+        return self.kind not in LOCAL_KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class GatherGroup:
+    """Parameters that travel together: `name` is a block (`layers.3`) or one parameter's FQN, as the plan's `gather` says it.
+
+    `again` is what backward runs to gather once more what forward has dropped: `forward`, without members that no
+    backward needs; empty unless `regather`.
+    """
+
+    name: str
+    kind: str  # "block" or "parameter"
+    members: tuple[GatherMember, ...]
+    forward: tuple[Bucket, ...]
+    backward: tuple[Bucket, ...]
+    again: tuple[Bucket, ...]
+    regather: bool
+
+
+Regather = Callable[[str], bool]
+"""Whether the group of this name drops what it gathered after the forward, to gather it again in backward."""
+
+
+def regather_blocks(name: str, kind: str) -> bool:
+    """The default: blocks do, single parameters (embedding, head) do not."""
+    return kind == "block"
+
+
+def gather_groups(assignment: Assignment, blocks: Collection[str], regather: Regather | None = None) -> tuple[GatherGroup, ...]:
+    """All groups of parameters whose store and use differ, in the order of their first parameters.
+
+    `blocks` are the prefixes of repeated blocks ("layers"). A parameter that is needed in one state joins its block's
+    group; one needed in several, or outside of blocks, is a group of its own.
+    """
+    grouped: dict[tuple[str, str], list[GatherMember]] = {}
+    for parameter in assignment.graph.parameters:
+        members = _members(assignment, parameter.fqn, parameter.value)
+        if not any(member.forward or member.backward for member in members):
+            continue
+        block = block_of(parameter.fqn, blocks) if len(members) == 1 else None
+        key = (parameter.fqn, "parameter") if block is None else (block, "block")
+        grouped.setdefault(key, []).extend(members)
+    return tuple(_group(name, kind, tuple(members), regather) for (name, kind), members in grouped.items())
+
+
+def _members(assignment: Assignment, fqn: str, value: int) -> list[GatherMember]:
+    graph, mesh, store = assignment.graph, assignment.mesh, assignment.produced[value]
+    seen: set[Placements] = set()
+    members = []
+    for need in assignment.needs[value]:
+        placements = forward_of(need.state)
+        is_first = placements not in seen
+        seen.add(placements)
+        forward = lower(forward_of(store), placements, mesh) if is_first else ()
+        backward = lower(gradient_of(need.state), gradient_of(store), mesh) if gradient_reaches(assignment, value, need) else ()
+        saved = is_first and any(_keeps(graph, other) for other in assignment.needs[value] if forward_of(other.state) == placements)
+        members.append(GatherMember(value, fqn, store, need.state, forward, backward, graph.values[value].dtype, is_first, saved))
+    return members
+
+
+def _group(name: str, kind: str, members: tuple[GatherMember, ...], regather: Regather | None) -> GatherGroup:
+    forward = buckets(members, [member.forward for member in members])
+    again = buckets(members, [member.forward if member.saved else () for member in members])
+    wanted = regather_blocks(name, kind) if regather is None else regather(name)
+    drops = wanted and bool(collectives(again))  # type: ignore[arg-type]  # a bucket is named like a step
+    backward = buckets(members, [member.backward for member in members])
+    return GatherGroup(name, kind, members, forward, backward, again if drops else (), drops)
+
+
+def buckets(members: Sequence[GatherMember], steps: Sequence[tuple[Step, ...]]) -> tuple[Bucket, ...]:
+    """The rounds of all members' steps, those alike in one bucket."""
+    made: list[Bucket] = []
+    for depth in range(max(map(len, steps), default=0)):
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for index, own in enumerate(steps):
+            if depth < len(own):
+                step = own[depth]
+                alone = None if step.kind in BUCKETED else index
+                alike.setdefault((step.kind, step.axes, members[index].dtype, alone), []).append(index)
+        for indices in alike.values():
+            chosen = tuple(steps[index][depth] for index in indices)
+            made.append(Bucket(chosen[0].kind, chosen[0].axes, tuple(indices), chosen))
+    return tuple(made)
+
+
+# Operands whose values no backward needs, by op; of those in _FACTORS each is kept for the gradient of the other alone.
+_NOT_KEPT: dict[str, frozenset[int]] = {
+    "aten.embedding": frozenset({0}),
+    "aten.layer_norm": frozenset({2}),
+    "aten.native_layer_norm": frozenset({2}),
+    "aten.add": frozenset({0, 1}),
+    "aten.sub": frozenset({0, 1}),
+    "aten.detach": frozenset({0}),
+    "aten.to": frozenset({0}),
+    "aten.sum": frozenset({0}),
+    "aten.mean": frozenset({0}),
+    "aten.clone": frozenset({0}),
+    "aten.cat": frozenset(range(64)),
+}
+_FACTORS: dict[str, tuple[int, int]] = {
+    "aten.linear": (0, 1),
+    "aten.mm": (0, 1),
+    "aten.bmm": (0, 1),
+    "aten.matmul": (0, 1),
+    "aten.mul": (0, 1),
+    "aten.addmm": (1, 2),
+    "aten.baddbmm": (1, 2),
+}
+_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in ("view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select", "split", "chunk", "flatten", "unflatten", "alias")
+)  # fmt: skip
+
+
+def _keeps(graph: Graph, need: Need) -> bool:
+    """Whether a reader of this state keeps the value, or a view of it, for its backward."""
+    return graph.loss is not None and any(node >= 0 and _node_keeps(graph, graph.nodes[node], operand) for node, operand in need.readers)
+
+
+def _node_keeps(graph: Graph, node: Node, operand: int) -> bool:
+    if not any(graph.values[output].needs_grad for output in node.outputs):
+        return False
+    if node.name in _VIEWS:
+        return any(_node_keeps(graph, reader, position) for output in node.outputs for reader, position in graph.consumers[output])
+    if node.name in _FACTORS:
+        first, second = _FACTORS[node.name]
+        other = {first: second, second: first}.get(operand)
+        return other is not None and other < len(node.inputs) and graph.values[node.inputs[other]].needs_grad
+    return operand not in _NOT_KEPT.get(node.name, frozenset())
+
+
+def step_collectives(assignment: Assignment, groups: Collection[GatherGroup]) -> Counts:
+    """How often each (kind, axes) of collective runs in one step, forward and backward: activations, parameters, inside ops."""
+    counts = count_collectives(steps for r in redistributions(assignment) for steps in (r.forward, r.backward))
+    for group in groups:
+        for rounds in (group.forward, group.again, group.backward):
+            counts.update(collectives(rounds))  # type: ignore[arg-type]  # a bucket is named like a step
+    for strategy in assignment.strategies:
+        counts.update(strategy.inside())
+    return counts
