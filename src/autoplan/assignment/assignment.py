@@ -61,17 +61,6 @@ class Assignment:
             table[value].setdefault(state, []).append((OUTPUT_READER, position))
         return {value: tuple(Need(state, tuple(readers)) for state, readers in states.items()) for value, states in table.items()}
 
-    @cached_property
-    def receiving(self) -> frozenset[int]:
-        """The values that the loss's gradient reaches: those that need one and lead to the loss through others that do."""
-        if self.graph.loss is None:
-            return frozenset()
-        reached = {self.graph.loss}
-        for node in reversed(self.graph.nodes):
-            if reached.intersection(node.outputs):
-                reached.update(value for value in node.inputs if self.graph.values[value].needs_grad)
-        return frozenset(reached)
-
     def needed(self, node: Node, operand: int) -> Placements | None:
         """The state in which `node` reads an operand; None if it reads only its shape."""
         return self.strategies[node.id].needs[operand]

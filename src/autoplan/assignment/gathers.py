@@ -106,7 +106,7 @@ def _members(assignment: Assignment, fqn: str, value: int) -> list[GatherMember]
         is_first = placements not in seen
         seen.add(placements)
         forward = lower(forward_of(store), placements, mesh) if is_first else ()
-        backward = lower(gradient_of(need.state), gradient_of(store), mesh) if gradient_reaches(assignment, value, need) else ()
+        backward = lower(gradient_of(need.state), gradient_of(store), mesh) if gradient_reaches(assignment.graph, value, need) else ()
         saved = is_first and any(_keeps(graph, other) for other in assignment.needs[value] if forward_of(other.state) == placements)
         members.append(GatherMember(value, fqn, store, need.state, forward, backward, graph.values[value].dtype, is_first, saved))
     return members

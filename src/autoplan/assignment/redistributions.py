@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autoplan.assignment.assignment import OUTPUT_READER, Assignment, Need
+from autoplan.graph.ir import Graph
 from autoplan.placement import Placements, forward_of, gradient_of
 from autoplan.redistribution import Step, collectives, lower
 
@@ -47,7 +48,7 @@ def redistributions_of(assignment: Assignment, value: int) -> tuple[Redistributi
         placements = forward_of(need.state)
         shares = first.get(placements)
         forward = lower(forward_of(produced), placements, mesh) if shares is None else ()
-        flows = gradient_reaches(assignment, value, need)
+        flows = gradient_reaches(assignment.graph, value, need)
         backward = lower(gradient_of(need.state), gradient_of(produced), mesh) if flows else ()
         if shares is None:
             first[placements] = need.state
@@ -57,13 +58,12 @@ def redistributions_of(assignment: Assignment, value: int) -> tuple[Redistributi
     return tuple(found)
 
 
-def gradient_reaches(assignment: Assignment, value: int, need: Need) -> bool:
+def gradient_reaches(graph: Graph, value: int, need: Need) -> bool:
     """Whether a gradient comes back from the readers of one state of a value."""
-    graph = assignment.graph
     if graph.loss is None or not graph.values[value].needs_grad:
         return False
     outputs = (graph.nodes[node].outputs for node, _ in need.readers if node != OUTPUT_READER)
-    if any(output in assignment.receiving for made in outputs for output in made):
+    if any(output in graph.receiving for made in outputs for output in made):
         return True
     return value == graph.loss and any(node == OUTPUT_READER for node, _ in need.readers)
 

@@ -145,6 +145,17 @@ class Graph:
         return {value: tuple(readers) for value, readers in table.items()}
 
     @cached_property
+    def receiving(self) -> frozenset[int]:
+        """The values that the loss's gradient reaches: those that need one and lead to the loss through others that do."""
+        if self.loss is None:
+            return frozenset()
+        reached = {self.loss}
+        for node in reversed(self.nodes):
+            if reached.intersection(node.outputs):
+                reached.update(value for value in node.inputs if self.values[value].needs_grad)
+        return frozenset(reached)
+
+    @cached_property
     def by_address(self) -> Mapping[str, Node]:
         """Nodes by address."""
         return {node.address: node for node in self.nodes}
