@@ -159,7 +159,7 @@ def _changed_lines(changes: Iterable[Change]) -> Iterator[str]:
             yield section
         if change.name:
             yield f"  {change.name}" + (f"  (x{change.count})" if change.count > 1 else "")
-        old, new = _differing_keys(change.old, change.new)
+        old, new = _differing_keys(change.old, change.new) if change.name else (change.old, change.new)
         yield from (f"    {sign} {flow(value)}" for sign, value in (("-", old), ("+", new)) if value is not None)
 
 

@@ -15,6 +15,7 @@ import yaml
 from autoplan.errors import PlanError
 
 MAX_BYTES = 16 * 2**20
+MAKE_ONE = "make one with: autoplan plan TARGET --mesh 2x4 -o plan.yaml"
 _MAX_DEPTH = 32
 _MAX_PROBLEMS = 100
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -34,24 +35,22 @@ class Node:
 
 @dataclass(slots=True)
 class Report:
-    """The problems found in one source so far; identical ones count once."""
+    """The problems found in one source so far, with their lines; identical ones count once."""
 
     source: str
-    problems: dict[str, None] = field(default_factory=dict)
+    problems: dict[str, int] = field(default_factory=dict)
 
     def add(self, what: str, line: int | None = None, next_step: str | None = None) -> None:
         """Notes a problem; gives up on the file, with all that was found, once there are too many to read."""
         where = self.source if line is None else f"{self.source}:{line}"
-        self.problems[str(PlanError(what, where=where, next_step=next_step))] = None
-        if len(self.problems) > _MAX_PROBLEMS:
-            self.problems.popitem()
-            self.problems[f"and more: only the first {_MAX_PROBLEMS} problems are shown"] = None
-            self.raise_any()
+        self.problems.setdefault(str(PlanError(what, where=where, next_step=next_step)), line or 0)
+        if len(self.problems) == _MAX_PROBLEMS:
+            self.raise_any("\nthere may be more: reading stopped here")
 
-    def raise_any(self) -> None:
-        """Raises one PlanError with every problem, if there is any."""
+    def raise_any(self, ending: str = "") -> None:
+        """Raises one PlanError with every problem in the order of the lines, if there is any."""
         if self.problems:
-            raise PlanError("\n".join(self.problems))
+            raise PlanError("\n".join(sorted(self.problems, key=self.problems.__getitem__)) + ending)
 
 
 def read_document(text: str, report: Report) -> Node:
@@ -62,14 +61,15 @@ def read_document(text: str, report: Report) -> Node:
             composer.take(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        report.add(f"not YAML: {error.problem or error.context}", mark.line + 1 if mark else None, "see the line and the one before it")
+        report.add(f"not YAML: {error.problem or error.context}", mark.line + 1 if mark else None, "see this line and the one before it")
     except yaml.reader.ReaderError as error:
         report.add(f"not a text file: {error.reason}", text.count("\n", 0, error.position) + 1)
-    if composer.root is None:
-        report.add("the plan is empty", next_step="make one with: autoplan plan TARGET --mesh 2x4 -o plan.yaml")
-        report.raise_any()
-    assert composer.root is not None
-    return composer.root
+    else:
+        if composer.root is not None:
+            return composer.root
+        report.add("the plan is empty", next_step=MAKE_ONE)
+    report.raise_any()
+    raise AssertionError("a problem was noted")
 
 
 def resolve(text: str) -> Any:

@@ -92,7 +92,8 @@ def _section(key: str, value: Plain) -> Iterator[str]:
 def _lines(section: dict[str, Plain]) -> Iterator[str]:
     """The lines of a section, one per name, their values in one column as far as the names are short."""
     keys = {name: f"{_key(name)}:" for name in section}
-    width = max((len(key) for key in keys.values() if len(key) <= _WIDEST_PADDED_KEY), default=0)
+    beside = [len(keys[name]) for name, line in section.items() if not isinstance(line, list)]
+    width = max((length for length in beside if length <= _WIDEST_PADDED_KEY), default=0)
     for name, line in section.items():
         if isinstance(line, list):
             yield f"  {keys[name]}"

@@ -37,6 +37,16 @@ class Cursor:
         return self.node is not None
 
     @property
+    def is_mapping(self) -> bool:
+        """Whether the file has a mapping here."""
+        return isinstance(self._value, dict)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the file has a list here."""
+        return isinstance(self._value, list)
+
+    @property
     def name(self) -> str:
         """The last key."""
         return self.path[-1]
@@ -61,7 +71,7 @@ class Cursor:
                 hint = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}"
                 Cursor(entry.node, self.path, self.report).fail(f"unknown key {shown(key)!r}", hint)
         missing = [key for key in required if key not in entries]
-        if self.node is not None and isinstance(self.node.value, dict) and missing:
+        if self.is_mapping and missing:
             self.fail(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
         return {key: entries.get(key, Cursor(None, (*self.path, key), self.report)) for key in known}
 
@@ -116,13 +126,13 @@ class Cursor:
     def shape(self) -> tuple[int, ...] | None:
         """The sizes of a tensor, None if the file has no list of them."""
         sizes = tuple(item.integer() for item in self.items())
-        return sizes if isinstance(self._value, list) else None
+        return sizes if self.is_list else None
 
     def placements(self, mesh: Mesh | None) -> Placements:
         """One placement per axis of the mesh; the mesh is None if it could not be read itself."""
         found: list[Placement | None] = [item._parsed(_placement, None) for item in self.items()]
         placements = tuple(placement for placement in found if placement)
-        if mesh and isinstance(self._value, list) and len(placements) == len(found) != mesh.ndim:
+        if mesh and self.is_list and len(placements) == len(found) != mesh.ndim:
             number = f"{len(found)} placement{'' if len(found) == 1 else 's'}"
             axes = f"{mesh.ndim} {'axis' if mesh.ndim == 1 else 'axes'} ({', '.join(mesh.names)})"
             self.fail(f"{number}, the mesh has {axes}", "write one per axis, in mesh order")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from autoplan.errors import PlanError
 from autoplan.placement import Mesh, Partial, Placements
 from autoplan.plan.check import cutting_problems
-from autoplan.plan.document import MAX_BYTES, Node, Report, read_document
+from autoplan.plan.document import MAKE_ONE, MAX_BYTES, Node, Report, read_document
 from autoplan.plan.fields import Cursor, shown
 from autoplan.plan.patterns import parse_pattern
 from autoplan.plan.schema import (
@@ -45,7 +45,6 @@ Line = TypeVar("Line")
 
 _REQUIRED = ("autoplan", "model", "mesh", "hardware", "options", "inputs", "outputs", "params", "predicted", "solver")
 _OPTIONAL = ("pins", "buffers", "ops", "reshard", "gather", "recompute", "fallbacks")
-_MAKE_ONE = "make one with: autoplan plan TARGET --mesh 2x4 -o plan.yaml"
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -53,19 +52,19 @@ def load_plan(path: str | Path) -> Plan:
     source = str(path)
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise PlanError("a plan is a file", where=source, next_step=_MAKE_ONE)
+            raise PlanError("a plan is a file", where=source, next_step=MAKE_ONE)
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise PlanError(f"the plan cannot be read: {error.strerror}", where=source, next_step=_MAKE_ONE) from None
+        raise PlanError(f"the plan cannot be read: {error.strerror}", where=source, next_step=MAKE_ONE) from None
     if len(data) > MAX_BYTES:
-        raise PlanError(f"larger than a plan can be ({MAX_BYTES // 2**20} MiB)", where=source, next_step=_MAKE_ONE)
+        raise PlanError(f"larger than a plan can be ({MAX_BYTES // 2**20} MiB)", where=source, next_step=MAKE_ONE)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise PlanError("a binary file, not a plan", where=source, next_step=_MAKE_ONE)
+        raise PlanError("a binary file, not a plan", where=source, next_step=MAKE_ONE)
     return parse_plan(text, source)
 
 
@@ -81,9 +80,9 @@ def parse_plan(text: str, source: str = "plan") -> Plan:
 
 def _check_format(root: Cursor) -> None:
     """Raises at once for what is no plan of this format: its other keys would only bring noise."""
-    version = root.entries().get("autoplan")
+    version = root.entries().get("autoplan") if root.is_mapping else None
     if version is None:
-        root.fail("not a plan: it does not begin with autoplan: 1", _MAKE_ONE)
+        root.fail("not a plan: it does not begin with autoplan: 1", MAKE_ONE)
     elif type(version.raw()) is not int or version.raw() != FORMAT:
         hint = f"this autoplan reads format {FORMAT}; plan again, or install the autoplan that wrote it"
         version.fail(f"{shown(version.raw())} is not a plan format", hint)
@@ -123,14 +122,15 @@ def _section(at: Cursor, read: Callable[[Cursor], Line]) -> dict[str, Line]:
 
 
 def _mesh(at: Cursor) -> Mesh | None:
-    """The mesh, None if it cannot be one."""
-    sizes = {name: axis.integer(least=1) for name, axis in at.entries().items()}
-    if at.given and not sizes:
+    """The mesh, None if it cannot be one: then nothing is checked against it."""
+    axes = at.entries()
+    sizes = {name: axis.integer(least=1) for name, axis in axes.items()}
+    unnamable = [name for name in axes if not name.isidentifier()]
+    for name in unnamable:
+        axes[name].fail("an axis name is letters, digits and _", "write {x: 2, y: 4}")
+    if at.is_mapping and not axes:
         at.fail("a mesh has at least one axis", "write {x: 2, y: 4}")
-    for name, axis in at.entries().items():
-        if not name.isidentifier():
-            axis.fail("an axis name is letters, digits and _", "write {x: 2, y: 4}")
-    return Mesh(tuple(sizes), tuple(sizes.values())) if sizes and all(size > 0 for size in sizes.values()) else None
+    return Mesh(tuple(sizes), tuple(sizes.values())) if sizes and min(sizes.values()) > 0 and not unnamable else None
 
 
 def _model(at: Cursor) -> ModelInfo:
@@ -181,7 +181,7 @@ def _param(at: Cursor, mesh: Mesh | None) -> ParamLine:
 
 
 def _uses(at: Cursor, mesh: Mesh | None, shape: tuple[int, ...] | None) -> Uses:
-    if at.node and isinstance(at.node.value, dict):
+    if at.is_mapping:
         return {use.key_pattern(): _placed(use, mesh, shape) for use in at.entries().values()}
     return _placed(at, mesh, shape)
 
@@ -203,14 +203,14 @@ def _op(at: Cursor, mesh: Mesh | None) -> OpLine:
 
 
 def _reshard(at: Cursor, mesh: Mesh | None) -> tuple[ReshardEntry, ...]:
-    if not (at.node and isinstance(at.node.value, list)):
+    if not at.is_list:
         return (_reshard_entry(at, at.name, mesh),)
     entries = at.items()
     if not entries:
         at.fail("no entries", "write one mapping, or a list of them")
     elif len(entries) > 1:
         for entry in entries:
-            if entry.node and isinstance(entry.node.value, dict) and "for" not in entry.node.value:
+            if entry.is_mapping and "for" not in entry.entries():
                 entry.fail("one of several entries, without its consumers", "add for: [ADDRESS, ...]")
     return tuple(_reshard_entry(entry, at.name, mesh) for entry in entries)
 

@@ -75,7 +75,7 @@ def line_to_json(line: Line) -> Plain:
             return _count(line.count) | _given(row=line.row, inside=_collectives(line.inside), gradient=gradient)
         case GatherLine():
             decisions = {"group": line.group, "regather": line.regather, "prefetch": line.prefetch}
-            return _count(line.count) | decisions | _both_ways(line)
+            return {"count": line.count, **decisions, **_both_ways(line)}  # stated even if 1: without it load counts the blocks
         case RecomputeLine():
             return {"blocks": line.blocks, "of": line.of, "policy": line.policy}
         case FallbackLine():
