@@ -1,0 +1,224 @@
+"""What a machine can do: a profile (YAML) as values in bytes, flops and seconds.
+
+Every number of a profile carries its source in a comment there. A file given by path, or found in ./configs/hardware, comes
+before those that ship with the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoplan.cost.profile_file import Problems, Section, read_profile
+from autoplan.errors import HardwareError, UsageError
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
+PROFILES = Path(__file__).parent / "profiles"
+LOCAL_PROFILES = Path("configs/hardware")
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """Flops per second of [M, K] @ [K, N] = peak x efficiency / (1 + half_depth / K) / (1 + half_tile / (M N)), plus its bytes."""
+
+    efficiency: float
+    half_depth: float
+    half_tile: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Flops per second of attention = peak x efficiency x min(1, flops / at_flops) ^ exponent."""
+
+    efficiency: float
+    at_flops: float
+    exponent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """One device: peak flops per second by dtype, what kernels reach of it, and the least time of a kernel."""
+
+    flops_per_s: Mapping[str, float]
+    bytes_per_s: float
+    launch_s: float
+    matmul: Matmul
+    attention_forward: Attention
+    attention_backward: Attention
+
+    def peak(self, dtype: str) -> float:
+        """Peak flops per second; dtypes without a number of their own run as float32."""
+        return self.flops_per_s.get(dtype) or self.flops_per_s["float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLink:
+    """Links inside a node. `latency_s` is (of 2 ranks, more for each doubling); `bytes_per_s` the bus bandwidth by kind.
+
+    `measured[group size, kind]` is a table of (bytes, seconds), seconds never falling.
+    """
+
+    latency_s: tuple[float, float]
+    bytes_per_s: Mapping[str, float]
+    measured: Mapping[tuple[int, str], tuple[tuple[float, float], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Between nodes: seconds for each doubling of nodes, and bytes per second of all cards of a node, each way."""
+
+    latency_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Seconds of the host per op (forward and backward together) and per redistribution, in eager mode."""
+
+    op_s: float
+    redistribution_s: float
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine of equal devices, `gpus_per_node` to a node. `digest` names the content of its profile, comments aside."""
+
+    name: str
+    device: str
+    memory_bytes: int  # of one device, usable by tensors
+    gpus_per_node: int
+    compute: Compute
+    node_link: NodeLink
+    network: Network
+    host: Host
+    digest: str = field(default="")
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hardware) and self.digest == other.digest
+
+    def copy_seconds(self, nbytes: float) -> float:
+        """Seconds of one kernel that reads and writes `nbytes` in all; nothing for none."""
+        return max(self.compute.launch_s, nbytes / self.compute.bytes_per_s) if nbytes else 0.0
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of the profiles in ./configs/hardware and of those that ship."""
+    return tuple(sorted({path.stem for folder in (LOCAL_PROFILES, PROFILES) for path in folder.glob("*.yaml")}))
+
+
+def load_hardware(name_or_path: str | Path) -> Hardware:
+    """The profile of that name or file; raises UsageError for an unknown name, HardwareError for all that is wrong in a file."""
+    text = str(name_or_path)
+    if "/" in text or text.endswith((".yaml", ".yml")):
+        path = Path(text)
+        if not path.is_file():
+            raise HardwareError(f"{text}: no such hardware profile", next_step=f"give a file, or one of {', '.join(profile_names())}")
+        return _parse(path)
+    for folder in (LOCAL_PROFILES, PROFILES):
+        path = folder / f"{text}.yaml"
+        if path.is_file():
+            return _parse(path)
+    names = profile_names()
+    close = difflib.get_close_matches(text, names, 1, cutoff=0.4)
+    guess = f"did you mean {close[0]}? " if close else ""
+    raise UsageError(f"unknown hardware {text!r}", where=f"known: {', '.join(names)}", next_step=f"{guess}a path to a profile works too")
+
+
+def _parse(path: Path) -> Hardware:
+    top = read_profile(path)
+    hardware = _hardware(path, top, top.problems)
+    top.problems.raise_any()
+    assert hardware is not None
+    return hardware
+
+
+def _hardware(path: Path, top: Section, problems: Problems) -> Hardware | None:
+    top.allow("autoplan_hardware", "device", "memory_gib", "gpus_per_node", "compute", "node_link", "network", "host")
+    if top.integer("autoplan_hardware") not in (1, None):
+        problems.add("autoplan_hardware", "only version 1 is known", top)
+    device = top.text("device")
+    memory_gib = top.number("memory_gib")
+    gpus_per_node = top.integer("gpus_per_node")
+    compute = _compute(top.section("compute"))
+    link = _node_link(top.section("node_link"))
+    network, host = top.section("network"), top.section("host")
+    network.allow("latency_s", "bytes_per_s")
+    host.allow("op_s", "redistribution_s")
+    numbers = (
+        Network(network.number("latency_s", zero=True), network.number("bytes_per_s", infinite=True)),
+        Host(host.number("op_s", zero=True), host.number("redistribution_s", zero=True)),
+    )
+    if problems:
+        return None
+    digest = "sha256:" + hashlib.sha256(json.dumps(top.plain(), sort_keys=True).encode()).hexdigest()
+    assert gpus_per_node is not None
+    return Hardware(path.stem, device, int(memory_gib * GIB), gpus_per_node, compute, link, *numbers, digest)
+
+
+def _compute(section: Section) -> Compute:
+    section.allow("flops_per_s", "bytes_per_s", "launch_s", "matmul", "attention_forward", "attention_backward")
+    peaks = section.section("flops_per_s")
+    flops_per_s = {dtype: peaks.number(dtype) for dtype in peaks.keys()}
+    if "float32" not in flops_per_s:
+        section.problems.add("flops_per_s", "float32 is missing", section)
+    matmul = section.section("matmul")
+    matmul.allow("efficiency", "half_depth", "half_tile")
+    return Compute(
+        flops_per_s=flops_per_s,
+        bytes_per_s=section.number("bytes_per_s"),
+        launch_s=section.number("launch_s", zero=True),
+        matmul=Matmul(matmul.number("efficiency"), matmul.number("half_depth", zero=True), matmul.number("half_tile", zero=True)),
+        attention_forward=_attention(section.section("attention_forward")),
+        attention_backward=_attention(section.section("attention_backward")),
+    )
+
+
+def _attention(section: Section) -> Attention:
+    section.allow("efficiency", "at_flops", "exponent")
+    return Attention(section.number("efficiency"), section.number("at_flops"), section.number("exponent", zero=True))
+
+
+def _node_link(section: Section) -> NodeLink:
+    section.allow("latency_s", "bytes_per_s", "measured", optional=("measured",))
+    latency, speeds = section.section("latency_s"), section.section("bytes_per_s")
+    latency.allow("pair", "per_doubling")
+    speeds.allow(*KINDS)
+    measured: dict[tuple[int, str], tuple[tuple[float, float], ...]] = {}
+    tables = section.section("measured") if "measured" in section.keys() else None
+    for group in tables.keys() if tables else ():
+        assert tables is not None
+        table = tables.section(group)
+        table.allow("bytes", *KINDS)
+        if not group.isdecimal() or int(group) < 2:
+            section.problems.add("measured", f"{group!r} is not a group of ranks", tables)
+            continue
+        sizes = table.numbers("bytes")
+        for kind in KINDS:
+            measured[int(group), kind] = _rising(sizes, table.numbers(kind), table, kind)
+    return NodeLink(
+        (latency.number("pair", zero=True), latency.number("per_doubling", zero=True)),
+        {kind: speeds.number(kind, infinite=True) for kind in KINDS},
+        measured,
+    )
+
+
+def _rising(sizes: tuple[float, ...], seconds: tuple[float, ...], table: Section, kind: str) -> tuple[tuple[float, float], ...]:
+    """The table with the noise of small messages taken out: no size takes longer than a larger one."""
+    if len(sizes) != len(seconds) or not sizes or list(sizes) != sorted(set(sizes)):
+        table.problems.add(kind, f"needs one time for each of {len(sizes)} rising sizes in bytes", table)
+        return ()
+    least, points = float("inf"), []
+    for size, time in zip(reversed(sizes), reversed(seconds), strict=True):
+        least = min(least, time)
+        points.append((size, least))
+    return tuple(reversed(points))
+
+
