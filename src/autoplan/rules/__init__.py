@@ -1,5 +1,6 @@
 """Placement rules: for each op, which placements go in and which come out, on one mesh axis at a time."""
 
+from autoplan.rules import ops
 from autoplan.rules.combine import rows_of, strategies_of
 from autoplan.rules.execute import LocalOp, localize
 from autoplan.rules.registry import LocalCall, all_rules, local, rule, rule_of
@@ -16,6 +17,7 @@ __all__ = [
     "call_of",
     "local",
     "localize",
+    "ops",
     "rows_of",
     "rule",
     "rule_of",

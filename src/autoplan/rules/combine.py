@@ -29,24 +29,24 @@ def strategies_of(call: Call, mesh: Mesh) -> tuple[Strategy, ...]:
 
 
 def rows_of(call: Call) -> tuple[Row, ...]:
-    """The rows of a call on an axis of `call.axis_size` ranks: the all-R row, then the rule's that divide."""
-    replicated = replicated_row(call)
+    """The rows of a call on an axis of `call.axis_size` ranks: the all-R row, then the rule's that divide.
+
+    A rule whose op needs a local implementation even where nothing is split (a random op must draw the same numbers on
+    every rank) gives the all-R row itself.
+    """
+    rule = rule_of(call.op)
+    given = tuple(rule.rows(call)) if rule is not None else ()
+    for row in given:
+        assert len(row.ins) == len(call.operands) and len(row.outs) == len(call.outputs), (call.op, row)
+    replicated = next((row for row in given if row.is_replicated), replicated_row(call))
     if call.axis_size == 1:
         return (replicated,)
-    rule = rule_of(call.op)
-    if rule is None:
-        return (replicated,)
-    rows = {replicated: None}
-    for row in rule.rows(call):
-        assert len(row.ins) == len(call.operands) and len(row.outs) == len(call.outputs), (call.op, row)
-        if _divides(call, row):
-            rows.setdefault(row)
+    rows = dict.fromkeys(row for row in given if not row.is_replicated and _divides(call, row))
     # operands that only lend their shape do so under every row
-    unread = [all(row.ins[k] is None for row in rows if row is not replicated) and len(rows) > 1 for k in range(len(call.operands))]
+    unread = [bool(rows) and all(row.ins[k] is None for row in rows) for k in range(len(call.operands))]
     if any(unread):
-        first = replace(replicated, ins=tuple(None if skip else p for p, skip in zip(replicated.ins, unread, strict=True)))
-        return (first, *(row for row in rows if row is not replicated and row != first))
-    return tuple(rows)
+        replicated = replace(replicated, ins=tuple(None if skip else p for p, skip in zip(replicated.ins, unread, strict=True)))
+    return (replicated, *rows)
 
 
 def replicated_row(call: Call) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -30,7 +30,7 @@ class LocalOp:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the target is the op itself, to be called with `args` and `kwargs`."""
+        """Whether the target is a plain op, to be called with `args` and `kwargs`."""
         return self.strategy.local is None
 
     def run(self, operands: Sequence[Tensor], group: Collectives, seed: int = 0) -> Any:
@@ -54,8 +54,8 @@ def localize(call: Call, strategy: Strategy, mesh: Mesh, device: torch.device | 
     shapes = tuple(local_shape(spec.shape, forward_of(state), mesh) for spec, state in zip(call.outputs, strategy.makes, strict=True))
     rule = rule_of(call.op)
     if rule is not None and rule.localize is not None:
-        args, kwargs = rule.localize(args, kwargs, shapes)
-    return LocalOp(call, strategy, mesh, torch_op(call.op), args, kwargs)
+        args, kwargs = rule.localize(replace(call, args=args, kwargs=kwargs), shapes)
+    return LocalOp(call, strategy, mesh, torch_op(rule and rule.runs_as or call.op), args, kwargs)
 
 
 @cache

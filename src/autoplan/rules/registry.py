@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from autoplan.collectives import Collectives
-from autoplan.placement import Mesh
+from autoplan.placement import Mesh, Placements, Shard, forward_of, local_shape
 from autoplan.rules.row import Call, Row, Strategy, TensorSpec
 
+Shapes = tuple[tuple[int, ...], ...]
 RowsOf = Callable[[Call], Iterable[Row]]
-# (args, kwargs, local shapes of the outputs) -> args and kwargs with local sizes; operands may already be tensors in them.
-Localize = Callable[[tuple[Any, ...], dict[str, Any], tuple[tuple[int, ...], ...]], tuple[tuple[Any, ...], dict[str, Any]]]
+# (the global call, local shapes of its outputs) -> args and kwargs with local sizes
+Localize = Callable[[Call, Shapes], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,6 @@ class LocalCall:
     """What a local implementation is handed: local tensors in the call's own arguments, and all it must know of the rest.
 
     `call` has the GLOBAL specs of operands and outputs; `strategy.needs` and `strategy.makes` place them on all axes.
-    `node_id` and `step` are for random ops: the same on every rank.
     """
 
     args: tuple[Any, ...]
@@ -33,12 +35,38 @@ class LocalCall:
     group: Collectives
     seed: int  # differs from op to op and from step to step, equal on all ranks
 
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at `position`, or by `name`, or its default; tensors are local."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def placed(self, operand: int) -> Placements:
+        """The placements of an operand on all axes."""
+        return self.strategy.needs[operand] or ()
+
     def axes(self, operand: int, dim: int) -> tuple[int, ...]:
         """The mesh axes that cut `dim` of an operand, outermost first."""
-        from autoplan.placement import Shard
+        return tuple(axis for axis, p in enumerate(self.placed(operand)) if isinstance(p, Shard) and p.dim == dim)
 
-        state = self.strategy.needs[operand] or ()
-        return tuple(axis for axis, p in enumerate(state) if isinstance(p, Shard) and p.dim == dim)
+    def indices(self, operand: int, dim: int) -> Tensor:
+        """Which global indices of `dim` this rank's part of an operand holds, in order."""
+        return self._held(self.call.operands[operand].shape[dim], self.placed(operand), dim)
+
+    def output_indices(self, output: int, dim: int) -> Tensor:
+        """Which global indices of `dim` this rank's part of an output holds, in order."""
+        return self._held(self.call.outputs[output].shape[dim], self.strategy.makes[output], dim)
+
+    def output_shape(self, output: int) -> tuple[int, ...]:
+        """The local shape of an output."""
+        return local_shape(self.call.outputs[output].shape, forward_of(self.strategy.makes[output]), self.mesh)
+
+    def _held(self, size: int, placements: Placements, dim: int) -> Tensor:
+        held = torch.arange(size)
+        for placement, n, index in zip(placements, self.mesh.shape, self.group.coordinate, strict=True):
+            if isinstance(placement, Shard) and placement.dim == dim:
+                held = held.view(placement.groups, n, -1)[:, index].flatten()
+        return held
 
 
 LocalImplementation = Callable[[LocalCall], Tensor | tuple[Tensor, ...]]
@@ -46,28 +74,47 @@ LocalImplementation = Callable[[LocalCall], Tensor | tuple[Tensor, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An op's rule: its rows beside the all-R row (which is the core's), and how its sizes become local."""
+    """An op's rule: its rows beside the all-R row (which is the core's), and how its sizes become local.
+
+    `runs_as` names the op that runs in its place on local tensors, with the arguments that `localize` gives, where the
+    op itself cannot: `expand_as` reads its size off a tensor whose local size is another.
+    """
 
     op: str
     rows: RowsOf
     localize: Localize | None
     doc: str
-    deterministic: bool = True
+    runs_as: str | None = None
 
 
 _RULES: dict[str, Rule] = {}
+_TAGGED: dict[torch.Tag, RowsOf] = {}
 _LOCALS: dict[str, LocalImplementation] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def rule(*ops: str, localize: Localize | None = None, deterministic: bool = True) -> Callable[[RowsOf], RowsOf]:
-    """Register the decorated function as the rule of `ops` ("aten.linear", without overload); twice raises ValueError."""
+def rule(*ops: str, localize: Localize | None = None, runs_as: str | None = None) -> Callable[[RowsOf], RowsOf]:
+    """Register the decorated function as the rule of `ops` ("aten.linear", or with an overload); twice raises ValueError."""
 
     def register(rows: RowsOf) -> RowsOf:
         for op in ops:
             if op in _RULES:
                 raise ValueError(f"{op} has a rule already")
-            _RULES[op] = Rule(op, rows, localize, rows.__doc__ or "", deterministic)
+            _RULES[op] = Rule(op, rows, localize, rows.__doc__ or "", runs_as)
+        rule_of.cache_clear()
+        return rows
+
+    return register
+
+
+def rule_of_tag(tag: torch.Tag) -> Callable[[RowsOf], RowsOf]:
+    """Register the decorated function as the rule of every op that carries `tag` and has no rule of its own."""
+
+    def register(rows: RowsOf) -> RowsOf:
+        if tag in _TAGGED:
+            raise ValueError(f"{tag} has a rule already")
+        _TAGGED[tag] = rows
+        rule_of.cache_clear()
         return rows
 
     return register
@@ -85,9 +132,22 @@ def local(name: str) -> Callable[[LocalImplementation], LocalImplementation]:
     return register
 
 
+@lru_cache(maxsize=None)
 def rule_of(op: str) -> Rule | None:
-    """The rule of "aten.linear.default" or "aten.linear"; None where there is none."""
-    return _RULES.get(op) or _RULES.get(op.rsplit(".", 1)[0])
+    """The rule of "aten.linear.default" or "aten.linear", or that of a tag it carries; None where there is none."""
+    return _RULES.get(op) or _RULES.get(op.rsplit(".", 1)[0]) or _rule_by_tag(op)
+
+
+def _rule_by_tag(op: str) -> Rule | None:
+    target: Any = torch.ops
+    for part in op.split("."):
+        target = getattr(target, part, None)
+        if target is None:
+            return None
+    tags = getattr(target, "tags", ())
+    if torch.Tag.nondeterministic_seeded in tags:
+        return None
+    return next((Rule(op, rows, None, rows.__doc__ or "") for tag, rows in _TAGGED.items() if tag in tags), None)
 
 
 def local_implementation(name: str) -> LocalImplementation:
@@ -96,8 +156,8 @@ def local_implementation(name: str) -> LocalImplementation:
 
 
 def all_rules() -> tuple[Rule, ...]:
-    """Every rule, by op name."""
+    """Every rule registered by name, by op name; pointwise ops known by their tag are not listed."""
     return tuple(_RULES[op] for op in sorted(_RULES))
 
 
-__all__ = ["LocalCall", "Rule", "TensorSpec", "all_rules", "local", "local_implementation", "rule", "rule_of"]
+__all__ = ["LocalCall", "Rule", "TensorSpec", "all_rules", "local", "local_implementation", "rule", "rule_of", "rule_of_tag"]

@@ -47,6 +47,11 @@ class Call:
     operands: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axis_size: int
+    uncut: tuple[tuple[int, ...], ...] = ()  # the operands' shapes before any axis cut them; empty: as they are
+
+    def uncut_shape(self, operand: int) -> tuple[int, ...]:
+        """The global shape of an operand, of which sizes among the arguments speak."""
+        return self.uncut[operand] if self.uncut else self.operands[operand].shape
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at `position`, or by `name`, or its default."""
@@ -113,7 +118,9 @@ class Strategy:
         return "; ".join(parts)
 
 
-def make_strategy(rows: tuple[Row, ...], partial: tuple[bool, ...], operands: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Strategy:
+def make_strategy(
+    rows: tuple[Row, ...], partial: tuple[bool, ...], operands: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> Strategy:
     """The strategy of `rows`, with the states that follow from them (DESIGN 4: gradient placements follow from the row)."""
     needs = []
     for k, spec in enumerate(operands):
@@ -146,9 +153,12 @@ def call_of(graph: Graph, node: Node, hints: dict[int, tuple[frozenset[int], ...
         count += 1
         return Ref(count - 1)
 
+    flows = graph.loss is not None and any(graph.values[output].needs_grad for output in node.outputs)
+
     def spec(value_id: int) -> TensorSpec:
         value = graph.values[value_id]
-        return TensorSpec(value.shape, value.dtype, value.needs_grad, (hints or {}).get(value_id, ()))
+        return TensorSpec(value.shape, value.dtype, flows and value.needs_grad, (hints or {}).get(value_id, ()))
 
     args, kwargs = map_refs(node.args, number), map_refs(node.kwargs, number)
-    return Call(node.op, args, kwargs, tuple(map(spec, node.inputs)), tuple(map(spec, node.outputs)), axis_size)
+    operands = tuple(map(spec, node.inputs))
+    return Call(node.op, args, kwargs, operands, tuple(map(spec, node.outputs)), axis_size, tuple(spec.shape for spec in operands))

@@ -1,0 +1,105 @@
+"""Scaled dot product attention: batch, heads and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoplan.placement import Placement, R, Shard
+from autoplan.rules.ops.dims import aligned, groups_of, shard_or_whole
+from autoplan.rules.ops.seeds import seeded
+from autoplan.rules.registry import LocalCall, local, rule
+from autoplan.rules.row import Call, Row
+
+
+@rule("aten.scaled_dot_product_attention")
+def attention(call: Call) -> Iterator[Row]:
+    """q[B, H, T, E], k[B, K, S, E], v[B, K, S, F], mask[.., T, S] -> out[B, H, T, F]
+
+    q         k         v         mask       out
+    S(0,g)    S(0,g)    S(0,g)    S(0,g)  -> S(0,g)    batch; mask (and k, v) R where they are stretched along it
+    S(1)      S(1)      S(1)      S(1)    -> S(1)      heads, where the ranks divide the K key/value heads
+    S(1)      R         R         S(1)    -> S(1)      heads, more ranks than key/value heads: each rank takes those it
+                                                       reads (local implementation)
+    S(2,g)    R         R         S(2,g)  -> S(2,g)    queries; causal: the mask begins at the rank's first query (local)
+
+    Left out: keys split along S (ring attention) and F split along v (repeats all of q k^T on each rank). With dropout
+    every row, also the all-R one, runs the local implementation, which seeds the generator.
+    """
+    q, k, v = call.operands[:3]
+    mask = call.operands[3] if len(call.operands) > 3 else None
+    out = call.outputs[0]
+    random = "attention" if call.arg(4, "dropout_p", 0.0) > 0 else None
+    causal = bool(call.arg(5, "is_causal", False))
+    heads, queries = q.ndim - 3, q.ndim - 2
+
+    def row(dim: int, groups: int, cut_kv: bool, implementation: str | None) -> Row:
+        ins: list[Placement] = [Shard(dim, groups)]
+        for spec in (k, v):
+            ins.append(shard_or_whole(dim if cut_kv and spec.shape[dim] > 1 else None, groups))
+        if mask is not None:
+            ins.append(shard_or_whole(aligned(mask, q.ndim, dim, q.shape[dim]), groups))
+        return Row(tuple(ins), (Shard(dim, groups),), local=implementation or random)
+
+    if random:
+        yield Row(tuple(R for _ in call.operands), (R,), local=random)
+    for dim in range(queries):
+        for groups in groups_of((q, dim), (out, dim)):
+            if dim != heads or q.shape[dim] == k.shape[dim]:
+                yield row(dim, groups, True, None)
+    if heads >= 0 and q.shape[heads] != k.shape[heads]:
+        divides = k.shape[heads] % call.axis_size == 0
+        yield row(heads, 1, divides, None if divides else "attention")
+    for groups in groups_of((q, queries), (out, queries)):
+        yield row(queries, groups, False, "attention" if causal else None)
+
+
+@local("attention")
+def local_attention(call: LocalCall) -> Tensor:
+    """Attention of this rank's queries and heads; gradients of whole k and v come out as partial sums."""
+    q, k, v = (call.arg(i, name) for i, name in enumerate(("query", "key", "value")))
+    mask, dropout, causal = call.arg(3, "attn_mask"), call.arg(4, "dropout_p", 0.0), bool(call.arg(5, "is_causal", False))
+    heads, queries = q.ndim - 3, q.ndim - 2
+    gqa = bool(call.kwargs.get("enable_gqa", False))
+    if gqa:
+        k, v, gqa = _own_heads(call, k, v, heads)
+    if causal and call.axes(0, queries):
+        rows = call.indices(0, queries).to(q.device)
+        mask = rows[:, None] >= torch.arange(k.shape[queries], device=q.device)
+        if len(rows) and bool(call.placed(0)) and _contiguous(call.indices(0, queries)):
+            last = int(call.indices(0, queries)[-1]) + 1  # keys after the last query are never read
+            k, v, mask = k[..., :last, :], v[..., :last, :], mask[:, :last]
+        causal = False
+    options: dict[str, Any] = {
+        "attn_mask": mask,
+        "dropout_p": dropout,
+        "is_causal": causal,
+        "scale": call.kwargs.get("scale"),
+        "enable_gqa": gqa,
+    }
+    if not dropout:
+        return F.scaled_dot_product_attention(q, k, v, **options)
+    with seeded(call, q.device):
+        return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def _own_heads(call: LocalCall, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor, bool]:
+    """The key/value heads that this rank's query heads read, and whether queries still share them."""
+    q_spec, k_spec = call.call.operands[:2]
+    ratio = q_spec.shape[heads] // k_spec.shape[heads]
+    held = {head: i for i, head in enumerate(call.indices(1, heads).tolist())}
+    wanted = [held[head // ratio] for head in call.indices(0, heads).tolist()]
+    first, count = wanted[0], len(set(wanted))
+    shared = len(wanted) // count
+    if wanted == [first + i // shared for i in range(len(wanted))]:
+        return k.narrow(heads, first, count), v.narrow(heads, first, count), shared > 1
+    chosen = torch.tensor(wanted, device=k.device)
+    return k.index_select(heads, chosen), v.index_select(heads, chosen), False
+
+
+def _contiguous(indices: Tensor) -> bool:
+    return int(indices[-1]) - int(indices[0]) + 1 == len(indices)

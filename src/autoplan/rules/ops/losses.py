@@ -1,0 +1,175 @@
+"""Losses: cross-entropy over split batches and split classes, and elementwise losses with their reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoplan.collectives import Collectives
+from autoplan.placement import P, Placement, R, Shard
+from autoplan.rules.execute import torch_op
+from autoplan.rules.ops.dims import shards
+from autoplan.rules.registry import LocalCall, local, rule
+from autoplan.rules.row import Call, Row
+
+_NONE, _MEAN = 0, 1
+
+
+@rule("aten.cross_entropy_loss")
+def cross_entropy(call: Call) -> Iterator[Row]:
+    """logits[N, C, ..], target[N, ..] (classes, or probabilities shaped as logits), weight[C] -> loss
+
+    logits    target    weight    loss
+    S(d,g)    S(e,g)    R      -> S(e,g)   any dim but C, reduction none
+    S(d,g)    S(e,g)    R      -> P        reduction sum
+    S(d,g)    S(e,g)    R      -> P        reduction mean: the local sum over the count of targets that are not ignored,
+                                           which takes an all-reduce (local implementation)
+    S(1)      R         R      -> R        classes, no logits gathered: all-reduces of the maximum, the sum of exponentials and
+                                           the target's logit (local implementation); not with smoothing or probabilities
+
+    e is d, or d - 1 behind C.
+    """
+    logits, target = call.operands[:2]
+    reduction = call.arg(3, "reduction", _MEAN)
+    probabilities = "float" in target.dtype
+    classes = 1 if logits.ndim > 1 else 0
+    rest: tuple[Placement, ...] = tuple(R for _ in call.operands[2:])
+    for dim in range(logits.ndim):
+        if dim == classes:
+            continue
+        there = dim if probabilities or dim < classes else dim - 1
+        loss_dim = dim if dim < classes else dim - 1
+        places = [(logits, dim), (target, there)] + ([(call.outputs[0], loss_dim)] if reduction == _NONE else [])
+        for groups in shards(*places):
+            cut = (Shard(dim, groups), Shard(there, groups), *rest)
+            if reduction == _NONE:
+                yield Row(cut, (Shard(loss_dim, groups),))
+            elif reduction == _MEAN:
+                yield Row(cut, (P,), local="cross_entropy", inside=() if probabilities else ("all-reduce",))
+            else:
+                yield Row(cut, (P,))
+    if not probabilities and not call.arg(5, "label_smoothing", 0.0):
+        yield Row((Shard(classes), R, *rest), (R,), local="cross_entropy", inside=("all-reduce",) * 3)
+
+
+@local("cross_entropy")
+def local_cross_entropy(call: LocalCall) -> Tensor:
+    """This rank's term of the loss: the batch on some axes, the classes on others.
+
+    Class axes give the whole loss with whole gradients, since their sums are taken inside; batch axes a partial sum.
+    """
+    logits, target, weight = call.arg(0, "self"), call.arg(1, "target"), call.arg(2, "weight")
+    reduction, ignore, smoothing = call.arg(3, "reduction", _MEAN), call.arg(4, "ignore_index", -100), call.arg(5, "label_smoothing", 0.0)
+    classes = 1 if logits.ndim > 1 else 0
+    class_axes = call.axes(0, classes)
+    batch_axes = [axis for dim in range(logits.ndim) if dim != classes for axis in call.axes(0, dim)]
+    if class_axes:
+        first = int(call.indices(0, classes)[0])
+        losses = _SplitClasses.apply(logits, target, weight, first, classes, ignore, class_axes, call.group)
+        if reduction == _NONE:
+            return losses
+        total = losses.sum()
+    else:
+        total = F.cross_entropy(logits, target, weight, reduction="sum", ignore_index=ignore, label_smoothing=smoothing)
+    if reduction != _MEAN:
+        return total
+    if target.is_floating_point():
+        whole = call.call.operands[0]
+        return total / (torch.Size(whole.shape).numel() // whole.shape[classes])
+    counted = target != ignore
+    count = (counted if weight is None else weight[torch.where(counted, target, 0)] * counted).sum().to(total.dtype)
+    for axis in sorted(batch_axes):
+        count = call.group.all_reduce(count, (axis,))
+    return total / count
+
+
+class _SplitClasses(torch.autograd.Function):
+    """The loss of each target from this rank's classes: log(sum exp) - logit of the target, summed over `axes`.
+
+    The gradient, softmax - onehot, needs no collective. Sums are taken in fp32 at least.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        first: int,
+        dim: int,
+        ignore: int,
+        axes: tuple[int, ...],
+        group: Collectives,
+    ) -> Tensor:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        top = wide.amax(dim)
+        for axis in axes:
+            top = group.all_reduce(top.contiguous(), (axis,), op="max")
+        total = (wide - top.unsqueeze(dim)).exp().sum(dim)
+        for axis in axes:
+            total = group.all_reduce(total.contiguous(), (axis,))
+        counted = target != ignore
+        inside = counted & (target >= first) & (target < first + logits.shape[dim])
+        position = torch.where(inside, target - first, 0)
+        chosen = torch.where(inside, wide.gather(dim, position.unsqueeze(dim)).squeeze(dim), 0)
+        for axis in axes:
+            chosen = group.all_reduce(chosen.contiguous(), (axis,))
+        scale = counted.to(wide.dtype) if weight is None else weight.to(wide.dtype)[torch.where(counted, target, 0)] * counted
+        ctx.save_for_backward(logits, top + total.log(), position, inside, scale)
+        ctx.dim = dim
+        return ((top + total.log() - chosen) * scale).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, log_total, position, inside, scale = ctx.saved_tensors
+        dim, gradient = ctx.dim, (gradients[0].to(scale.dtype) * scale).unsqueeze(ctx.dim)
+        result = (logits.to(scale.dtype) - log_total.unsqueeze(dim)).exp() * gradient
+        result.scatter_add_(dim, position.unsqueeze(dim), torch.where(inside.unsqueeze(dim), -gradient, 0))
+        return result.to(logits.dtype), None, None, None, None, None, None, None
+
+
+@rule(
+    "aten.mse_loss",
+    "aten.l1_loss",
+    "aten.smooth_l1_loss",
+    "aten.huber_loss",
+    "aten.binary_cross_entropy",
+    "aten.binary_cross_entropy_with_logits",
+    "aten.kl_div",
+)
+def elementwise_loss(call: Call) -> Iterator[Row]:
+    """x, target, weight.. of one shape -> loss
+
+    x         target      loss
+    S(d,g)    S(d,g)   -> S(d,g)    reduction none
+    S(d,g)    S(d,g)   -> P         reduction sum; mean: the local sum over the global count (local implementation)
+    """
+    x = call.operands[0]
+    if any(spec.shape != x.shape for spec in call.operands):
+        return
+    reduction, mean = _reduction(call), None
+    if reduction == _MEAN:
+        mean = "elementwise_loss"
+    for dim in range(x.ndim):
+        for groups in shards(*((spec, dim) for spec in call.operands)):
+            out: Placement = Shard(dim, groups) if reduction == _NONE else P
+            yield Row(tuple(Shard(dim, groups) for _ in call.operands), (out,), local=mean)
+
+
+_REDUCTION_AT = {"binary_cross_entropy": 3, "binary_cross_entropy_with_logits": 4}
+
+
+def _reduction(call: Call) -> int:
+    return int(call.arg(_REDUCTION_AT.get(call.op.split(".")[1], 2), "reduction", _MEAN))
+
+
+@local("elementwise_loss")
+def local_elementwise_loss(call: LocalCall) -> Tensor:
+    """The local mean, weighted by the share of the elements that this rank holds."""
+    x = call.args[0]
+    share = x.numel() / torch.Size(call.call.operands[0].shape).numel()
+    return torch_op(call.call.op)(*call.args, **call.kwargs) * share

@@ -1,0 +1,81 @@
+"""Elementwise ops: ATen's pointwise tag, and a table of what the tag misses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from autoplan.placement import P, Placement, R
+from autoplan.rules.ops.dims import aligned, groups_of, shard_or_whole
+from autoplan.rules.registry import rule, rule_of_tag
+from autoplan.rules.row import Call, Row
+
+# f(a + b) = f(a) + f(b): partial sums pass through.
+_LINEAR = frozenset({
+    "neg", "negative", "positive", "clone", "contiguous", "alias", "detach", "lift_fresh_copy", "to", "_to_copy", "type_as", "float", "double",
+    "add", "sub", "rsub", "subtract", "_conj_physical", "conj_physical", "deg2rad", "rad2deg",
+})  # fmt: skip
+_PRODUCTS = frozenset({"mul", "multiply"})
+_QUOTIENTS = frozenset({"div", "divide", "true_divide"})
+# Operands that lend shape, dtype or device only: their values are not read.
+_LENDERS = {"aten.type_as.default": 1, "aten.to.other": 1}
+
+_UNTAGGED = (
+    "aten.to", "aten._to_copy", "aten.type_as", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh_copy",
+    "aten.__and__", "aten.__or__", "aten.__xor__", "aten.__lshift__", "aten.__rshift__",
+    "aten.where.Scalar", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.fill",
+    "aten.divide", "aten.multiply", "aten.subtract", "aten.negative", "aten.floor_divide", "aten.not_equal", "aten.greater",
+    "aten.greater_equal", "aten.less", "aten.less_equal", "aten.log_sigmoid", "aten.isreal", "aten.isclose", "aten.absolute", "aten.fix",
+    "aten.softplus", "aten.leaky_relu", "aten.hardswish", "aten.special_expit", "aten.special_log1p",
+    "aten.clamp",
+)  # fmt: skip
+
+
+@rule_of_tag(torch.Tag.pointwise)
+@rule(*_UNTAGGED)
+def pointwise(call: Call) -> Iterator[Row]:
+    """f(a, b, ..) for each element, operands broadcast to the output
+
+    a        b           out
+    S(d,g)   S(d',g)  -> S(d,g)    d' is the dim of b that broadcasting puts at d; R where b has none or it is stretched
+    P        P        -> P         ops linear in all tensors together: add, sub, neg, casts between floats, clone, ..
+    P        R        -> P         mul, div
+    R        P        -> P         mul
+    R P      P        -> P         where; masked_fill with 0 (R, the mask, comes second there)
+    """
+    output, name = call.outputs[0], _name(call)
+    lender = _LENDERS.get(call.op)
+    for dim, size in enumerate(output.shape):
+        if size < 2:
+            continue
+        own = [None if k == lender else aligned(spec, output.ndim, dim, size) for k, spec in enumerate(call.operands)]
+        places = [(spec, d) for spec, d in zip(call.operands, own, strict=True) if d is not None]
+        for groups in groups_of((output, dim), *places):
+            ins = tuple(None if k == lender else shard_or_whole(d, groups) for k, d in enumerate(own))
+            yield Row(ins, tuple(shard_or_whole(dim, groups) for _ in call.outputs))
+    if all("float" in spec.dtype for spec in call.outputs):
+        for partial in _linear_forms(call, name):
+            ins = tuple(None if k == lender else placement for k, placement in enumerate(partial))
+            yield Row(ins, tuple(P for _ in call.outputs))
+
+
+def _linear_forms(call: Call, name: str) -> Iterator[tuple[Placement, ...]]:
+    """Placements of the operands under which the op passes partial sums on."""
+    n = len(call.operands)
+    if name in _LINEAR:
+        if name not in ("add", "sub", "rsub", "subtract") or n == 2 or call.arg(1, "other") == 0:
+            yield (P,) * n
+    elif name in _PRODUCTS:
+        for chosen in range(n):
+            yield tuple(P if k == chosen else R for k in range(n))
+    elif name in _QUOTIENTS and call.operand(0, "self") == 0 and call.kwargs.get("rounding_mode") is None:
+        yield (P, *(R for _ in range(n - 1)))
+    elif name == "where" and n == 3:
+        yield (R, P, P)
+    elif name == "masked_fill" and n == 2 and call.arg(2, "value") == 0:
+        yield (P, R)
+
+
+def _name(call: Call) -> str:
+    return call.op.split(".")[1]

@@ -1,0 +1,155 @@
+"""Reductions and scans along dims: sum, mean, amax, softmax, cumsum, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+from torch import Tensor
+
+from autoplan.placement import P, Shard
+from autoplan.rules.execute import torch_op
+from autoplan.rules.ops.dims import linear_row, normal_dims, same_dims, shards
+from autoplan.rules.registry import LocalCall, local, rule
+from autoplan.rules.row import Call, Row
+
+
+def _other_dims(call: Call, reduced: Sequence[int]) -> Iterator[Row]:
+    """Rows that cut a dim over which nothing is summed; its place in the output depends on keepdim."""
+    x = call.operands[0]
+    kept = [dim for dim in range(x.ndim) if dim not in reduced]
+    for position, dim in enumerate(kept):
+        there = dim if call.outputs[0].ndim == x.ndim else position
+        for groups in shards((x, dim), *((y, there) for y in call.outputs)):
+            yield Row((Shard(dim, groups),), tuple(Shard(there, groups) for _ in call.outputs))
+
+
+def _reduced(call: Call) -> tuple[int, ...]:
+    dims = call.arg(1, "dim")
+    if isinstance(dims, bool):
+        dims = None  # var.default and std.default take `unbiased` there
+    return normal_dims(None if isinstance(dims, tuple | list) and not dims else dims, call.operands[0].ndim)
+
+
+@rule("aten.sum")
+def sum_rows(call: Call) -> Iterator[Row]:
+    """x -> y, some dims (or all) summed
+
+    x          y
+    S(d,g)  -> S(e,g)    another dim; e is where it ends up
+    S(c,g)  -> P         a summed dim
+    P       -> P
+    """
+    yield from _sums(call, None)
+
+
+@rule("aten.mean")
+def mean(call: Call) -> Iterator[Row]:
+    """x -> y, the mean over some dims (or all)
+
+    x          y
+    S(d,g)  -> S(e,g)    another dim; e is where it ends up
+    S(c,g)  -> P         a summed dim: the local mean times the share of the elements (local implementation)
+    P       -> P
+    """
+    yield from _sums(call, "mean")
+
+
+def _sums(call: Call, implementation: str | None) -> Iterator[Row]:
+    x, reduced = call.operands[0], _reduced(call)
+    yield from _other_dims(call, reduced)
+    for dim in reduced:
+        for groups in shards((x, dim)):
+            yield Row((Shard(dim, groups),), (P,), local=implementation)
+    yield linear_row(call)
+
+
+@local("mean")
+def local_mean(call: LocalCall) -> Tensor:
+    """The local mean, weighted by the share of the elements that this rank holds: no sum that overflows in half precision."""
+    x, whole = call.arg(0, "self"), call.call.operands[0].shape
+    share = prod(x.shape[dim] / whole[dim] for dim in _reduced(call.call))
+    return torch_op(call.call.op)(*call.args, **call.kwargs) * share
+
+
+@rule(
+    "aten.amax", "aten.amin", "aten.prod.dim_int", "aten.logsumexp", "aten.argmax", "aten.argmin", "aten.any", "aten.all", "aten.var", "aten.std",
+    "aten.max.dim", "aten.min.dim", "aten.max.default", "aten.min.default", "aten.median", "aten.var_mean", "aten.std_mean", "aten.prod.default",
+    "aten.count_nonzero",
+)  # fmt: skip
+def reduction(call: Call) -> Iterator[Row]:
+    """x -> y, some dims (or all) reduced
+
+    x          y
+    S(d,g)  -> S(e,g)    a dim that is not reduced; e is where it ends up
+    """
+    yield from _other_dims(call, _reduced(call))
+
+
+@rule("aten.linalg_vector_norm", "aten.norm")
+def norm(call: Call) -> Iterator[Row]:
+    """x -> y, the norm over some dims (or all)
+
+    x          y
+    S(d,g)  -> S(e,g)    a dim that is not reduced; e is where it ends up
+    """
+    x, dims = call.operands[0], call.arg(2, "dim")
+    if call.op.startswith("aten.norm") and not isinstance(dims, tuple | list):
+        dims = None
+    yield from _other_dims(call, normal_dims(dims or None, x.ndim))
+
+
+@rule(
+    "aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin",
+    "aten.glu",
+)  # fmt: skip
+def along(call: Call) -> Iterator[Row]:
+    """x -> y, each line along dim c for itself
+
+    x          y
+    S(d,g)  -> S(d,g)    any other dim
+    """
+    yield from _lines(call, int(call.arg(1, "dim", -1)))
+
+
+@rule("aten.sort", "aten.argsort", "aten.topk")
+def sort(call: Call) -> Iterator[Row]:
+    """x -> values, indices of each line along dim c
+
+    x          values    indices
+    S(d,g)  -> S(d,g)    S(d,g)     any other dim
+    """
+    dim = call.kwargs.get("dim")
+    if dim is None:
+        position = 2 if call.op.startswith("aten.topk") or ".stable" in call.op else 1
+        dim = call.arg(position, "dim", -1)
+    yield from _lines(call, int(dim))
+
+
+@rule("aten.cumsum")
+def cumsum(call: Call) -> Iterator[Row]:
+    """x -> y, running sums along dim c
+
+    x          y
+    S(d,g)  -> S(d,g)    any other dim
+    P       -> P
+    """
+    yield from _lines(call, int(call.arg(1, "dim")))
+    yield linear_row(call)
+
+
+@rule("aten.diff")
+def diff(call: Call) -> Iterator[Row]:
+    """x, prepend, append -> y, differences of neighbours along dim c
+
+    x         prepend     y
+    S(d,g)    S(d,g)   -> S(d,g)    any other dim
+    P         P        -> P
+    """
+    yield from _lines(call, int(call.arg(2, "dim", -1)))
+    yield linear_row(call)
+
+
+def _lines(call: Call, dim: int) -> Iterator[Row]:
+    ndim = call.operands[0].ndim
+    yield from same_dims(call, (other for other in range(ndim) if other != dim % ndim)) if ndim else ()
