@@ -1,0 +1,211 @@
+"""From candidates to integers: the folded graph as a `Problem`, and a solution of it as an assignment.
+
+The graph is never copied: every node and value of it belongs to a class, a class is one decision, and values that look
+alike (same producer class, same reader classes) are one `ProblemValue` whose cost counts as often as there are of them.
+That folds repeated blocks and prices what passes between their copies, without a word about first and last ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from autoplan.assignment.assignment import Assignment
+from autoplan.assignment.gathers import regather_blocks
+from autoplan.assignment.names import block_of
+from autoplan.graph.blocks import foldable_prefixes, find_blocks
+from autoplan.graph.ir import Graph, Value
+from autoplan.placement import Mesh, Placements, forward_of, gradient_of
+from autoplan.planner.candidates import Candidates
+from autoplan.planner.problem import FORBIDDEN, Group, Matrix, Problem, ProblemNode, ProblemValue, Reader, Vector
+from autoplan.planner.prices import FORWARD_END, ROWS, Prices
+from autoplan.redistribution import collectives, lower
+from autoplan.rules.row import Strategy
+
+TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A problem, and what its decisions stand for: node classes first, then sources, then outputs of the graph."""
+
+    problem: Problem
+    candidates: Candidates
+    source_nodes: Mapping[int, int]  # value class -> problem node
+    output_nodes: tuple[int, ...]
+
+    def assignment(self, choice: Sequence[int]) -> Assignment:
+        """The unfolded assignment of a choice: every member of a class does as the class does."""
+        candidates, graph = self.candidates, self.candidates.graph
+        node_class, value_class = candidates.classes.node_class, candidates.classes.value_class
+        strategies = tuple(candidates.strategies[c][choice[c]] for c in node_class)
+        sources = {}
+        for value in graph.values:
+            if value.kind != "op":
+                c = value_class[value.id]
+                sources[value.id] = candidates.sources[c][choice[self.source_nodes[c]]]
+        outputs = tuple(states[choice[node]] for states, node in zip(candidates.outputs, self.output_nodes, strict=True))
+        return Assignment(graph, candidates.mesh, strategies, sources, outputs)
+
+    def choice(self, assignment: Assignment) -> tuple[int, ...]:
+        """The choice that makes `assignment`, which must treat the members of every class alike."""
+        candidates = self.candidates
+        chosen = [candidates.strategies[c].index(assignment.strategies[n]) for c, n in enumerate(candidates.classes.node_representatives)]
+        for c in self.source_nodes:
+            chosen.append(candidates.sources[c].index(assignment.sources[candidates.classes.value_representatives[c]]))
+        return (*chosen, *(states.index(state) for states, state in zip(candidates.outputs, assignment.outputs, strict=True)))
+
+
+def build_problem(candidates: Candidates, prices: Prices, limit_bytes: int) -> Built:
+    """The problem of choosing among `candidates` within `limit_bytes` of memory per device."""
+    return _Builder(candidates, prices, limit_bytes).build()
+
+
+@dataclass
+class _Builder:
+    candidates: Candidates
+    prices: Prices
+    limit_bytes: int
+    unit_bytes: int = 1
+    nodes: list[ProblemNode] = field(default_factory=list)
+    values: list[ProblemValue] = field(default_factory=list)
+    source_nodes: dict[int, int] = field(default_factory=dict)
+    temporaries: list[Group] = field(default_factory=list)
+    gathered: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Graph:
+        return self.candidates.graph
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.candidates.mesh
+
+    def build(self) -> Built:
+        self.unit_bytes = max(1, self.limit_bytes >> 20)
+        self.unit_s = self.prices.unit_s(self.candidates)
+        for c, strategies in enumerate(self.candidates.strategies):
+            self._add_node_class(c, strategies)
+        for c, states in self.candidates.sources.items():
+            self.source_nodes[c] = len(self.nodes)
+            self._add_source(c, states)
+        outputs = tuple(self._add_output(position, states) for position, states in enumerate(self.candidates.outputs))
+        self._add_values(outputs)
+        peak_groups = (tuple(self.temporaries), tuple(Group(values=tuple(terms)) for terms in self.gathered.values()))
+        peaks = tuple(peak_groups if row == FORWARD_END else ((),) for row in range(ROWS))
+        limit = self.limit_bytes // self.unit_bytes
+        problem = Problem(tuple(self.nodes), tuple(self.values), (limit,) * ROWS, peaks, self.unit_s / TIES, self.unit_bytes)
+        return Built(problem, self.candidates, self.source_nodes, outputs)
+
+    def _add_node_class(self, c: int, strategies: tuple[Strategy, ...]) -> None:
+        members = self.candidates.classes.node_members[c]
+        call, node = self.candidates.calls[c], self.graph.nodes[members[0]]
+        costs = tuple(self._cost(self.prices.strategy_s(call, s) * len(members), preference) for preference, s in enumerate(strategies))
+        kept = [self.prices.kept_by_node(node, call, s) * len(members) for s in strategies]
+        self.nodes.append(ProblemNode(node.address, costs, self._rows({FORWARD_END: kept}, len(strategies))))
+        transient = tuple(self._bytes(self.prices.transient_bytes(call, s)) for s in strategies)
+        self.temporaries.append(Group(nodes=((c, transient),)))
+
+    def _add_source(self, c: int, states: tuple[Placements, ...]) -> None:
+        members = self.candidates.classes.value_members[c]
+        value = self.graph.values[members[0]]
+        costs = tuple(self._cost(self.prices.stored_s(value, state) * len(members), preference) for preference, state in enumerate(states))
+        stored = [[amount * len(members) for amount in self.prices.stored_bytes(value, state)] for state in states]
+        memory = self._rows({row: [amounts[row] for amounts in stored] for row in range(ROWS)}, len(states))
+        self.nodes.append(ProblemNode(value.address, costs, memory))
+
+    def _add_output(self, position: int, states: tuple[Placements, ...]) -> int:
+        zeros = (0,) * len(states)
+        self.nodes.append(ProblemNode(f"outputs/{position}", tuple(range(len(states))), (zeros,) * ROWS))
+        return len(self.nodes) - 1
+
+    def _add_values(self, outputs: tuple[int, ...]) -> None:
+        """One ProblemValue for all values whose producers and readers are of the same classes."""
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for value in self.graph.values:
+            alike.setdefault(self._signature(value, outputs), []).append(value.id)
+        prefixes = foldable_prefixes(find_blocks(self.graph))
+        for (producer, output, readers), members in alike.items():
+            if readers:
+                self._add_value(self.graph.values[members[0]], len(members), producer, output, readers, prefixes)  # type: ignore[arg-type]
+
+    def _signature(self, value: Value, outputs: tuple[int, ...]) -> tuple[object, ...]:
+        classes = self.candidates.classes
+        if value.kind == "op":
+            node = self.graph.producers[value.id]
+            producer, output = classes.node_class[node.id], node.outputs.index(value.id)
+        else:
+            producer, output = self.source_nodes[classes.value_class[value.id]], 0
+        readers = {(classes.node_class[node.id], operand) for node, operand in self.graph.consumers[value.id]}
+        readers |= {(outputs[position], -1) for position, out in enumerate(self.graph.outputs) if out == value.id}
+        return producer, output, tuple(sorted(readers))
+
+    def _add_value(self, value: Value, count: int, producer: int, output: int, readers: tuple[tuple[int, int], ...], prefixes: frozenset[str]) -> None:
+        made_states = self._made(producer, output)
+        needs = [self._needed(node, operand) for node, operand in readers]
+        produced = tuple(dict.fromkeys(made_states))
+        needed = tuple(dict.fromkeys(state for states in needs for state in states if state is not None))
+        if not needed:
+            return
+        index = {state: q for q, state in enumerate(needed)}
+        placements = tuple(dict.fromkeys(map(forward_of, needed)))
+        is_parameter = value.kind == "parameter"
+        block = block_of(value.address, prefixes) if is_parameter else None
+        runs = 2 if block is not None and self.prices.trains and regather_blocks(block, "block") else 1
+        flows = self.prices.trains and value.needs_grad
+
+        stays = is_parameter and self.candidates.classes.value_class[value.id] in self.candidates.never_gathered
+
+        def forward(p: Placements, f: Placements) -> int:
+            if stays and collectives(lower(forward_of(p), f, self.mesh)):
+                return FORBIDDEN
+            return self._cost(self.prices.move_s(value, forward_of(p), f) * count * runs)
+
+        def backward(p: Placements, q: Placements) -> int:
+            return self._cost(self.prices.move_s(value, gradient_of(q), gradient_of(p)) * count) if flows else 0
+
+        kept = [self.prices.kept_in_state(value, state) * count for state in needed]
+        self.values.append(
+            ProblemValue(
+                name=value.address,
+                producer=producer,
+                made=tuple(produced.index(state) for state in made_states),
+                readers=tuple(
+                    Reader(node, tuple(None if s is None else index[s] for s in states)) for (node, _), states in zip(readers, needs, strict=True)
+                ),
+                forward_class=tuple(placements.index(forward_of(state)) for state in needed),
+                forward=_matrix(produced, placements, forward),
+                backward=_matrix(produced, needed, backward),
+                memory=self._rows({FORWARD_END: kept}, len(needed)),
+            )
+        )
+        if is_parameter:
+            amounts = tuple(self._bytes(self.prices.gathered_bytes(value, state)) for state in needed)
+            self.gathered.setdefault(block or value.address, []).append((len(self.values) - 1, amounts))
+
+    def _made(self, producer: int, output: int) -> list[Placements]:
+        if producer < len(self.candidates.strategies):
+            return [strategy.makes[output] for strategy in self.candidates.strategies[producer]]
+        source = next(c for c, node in self.source_nodes.items() if node == producer)
+        return list(self.candidates.sources[source])
+
+    def _needed(self, node: int, operand: int) -> list[Placements | None]:
+        if node < len(self.candidates.strategies):
+            return [strategy.needs[operand] for strategy in self.candidates.strategies[node]]
+        return list(self.candidates.outputs[node - len(self.nodes) + len(self.candidates.outputs)])
+
+    def _cost(self, seconds: float, preference: int = 0) -> int:
+        return round(seconds / self.unit_s) * TIES + min(preference, TIES // 64 - 1)
+
+    def _bytes(self, amount: float) -> int:
+        return -int(-amount // self.unit_bytes)
+
+    def _rows(self, amounts: Mapping[int, Sequence[float]], width: int) -> Matrix:
+        zeros = (0,) * width
+        return tuple(tuple(map(self._bytes, amounts[row])) if row in amounts else zeros for row in range(ROWS))
+
+
+def _matrix(rows: Sequence[Placements], columns: Sequence[Placements], entry: Callable[[Placements, Placements], int]) -> Matrix:
+    return tuple(tuple(entry(row, column) for column in columns) for row in rows)
+
+

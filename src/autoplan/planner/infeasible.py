@@ -1,0 +1,43 @@
+"""When nothing fits: the smallest memory that would, and what fills it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from math import ceil
+
+from autoplan.assignment.gathers import gather_groups
+from autoplan.cost.hardware import Hardware
+from autoplan.cost.predict import predict
+from autoplan.errors import NoPlanFits
+from autoplan.graph import find_blocks, foldable_prefixes
+from autoplan.plan.schema import Options
+from autoplan.planner.build import Built
+from autoplan.planner.solve import smallest_memory
+
+GIB = 2**30
+
+
+def nothing_fits(built: Built, limit_bytes: int, hardware: Hardware, options: Options, time_limit_s: float | None) -> NoPlanFits:
+    """The error that says how much the smallest plan needs, and for what."""
+    smallest = smallest_memory(built.problem, time_limit_s)
+    assert smallest is not None, "without limits everything fits"
+    needed_bytes = smallest.cost * built.problem.unit_bytes
+    assignment = built.assignment(smallest.choice)
+    groups = gather_groups(assignment, foldable_prefixes(find_blocks(assignment.graph)))
+    memory = predict(assignment, groups, hardware, options).memory_gib
+    parts = sorted(((getattr(memory, f.name), f.name) for f in fields(memory) if f.name != "peak"), reverse=True)
+    filled = ", ".join(f"{name} {amount:.3g}" for amount, name in parts[:4] if amount > 0)
+    qualifier = "" if smallest.status == "optimal" else " at most"
+    return NoPlanFits(
+        f"no plan fits {limit_bytes / GIB:.4g} GiB per device; the smallest needs{qualifier} {rounded_up_gib(needed_bytes):.4g} ({filled})",
+        limit_bytes=limit_bytes,
+        smallest_bytes=needed_bytes,
+        next_step="raise --memory-gib, take a mesh of more devices, a smaller batch or another precision",
+    )
+
+
+def rounded_up_gib(amount: int) -> float:
+    """Bytes in GiB with four significant digits, never less than they are."""
+    gib = amount / GIB
+    scale = 10 ** (3 - len(str(int(gib)))) if gib >= 1 else 10.0 ** (3 + len(f"{gib:.12f}".split(".")[1]) - len(f"{gib:.12f}".split(".")[1].lstrip("0")))
+    return ceil(gib * scale) / scale

@@ -1,0 +1,121 @@
+"""Pins: what the user has decided already. They only take candidates away; the solver decides the rest.
+
+    - {params: "layers.*.attn.wq.weight", use: [R, S(0)], store: [S(1), S(0)]}   # `store` and `use` may stand alone
+    - {params: all, gather: never}                                               # weights are used as they are stored
+    - {inputs: tokens, place: [S(0), R]}
+    - {ops: "layers.*.attn/scaled_dot_product_attention", row: "S(0) S(0) S(0) -> S(0) on x; S(1) S(1) S(1) -> S(1) on y"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from autoplan.assignment.names import input_name
+from autoplan.errors import PlacementError, PlanError, join_problems
+from autoplan.placement import Placements, format_placements, forward_of, parse_placement
+from autoplan.plan.patterns import match
+from autoplan.planner.candidates import Candidates
+from autoplan.rules.row import Strategy
+
+_KEYS = {"params": {"store", "use", "gather"}, "inputs": {"place"}, "ops": {"row"}}
+_HINT = "write {params: PATTERN, store: [...], use: [...]}, {params: PATTERN, gather: never}, {inputs: NAME, place: [...]} or {ops: PATTERN, row: ...}"
+ALL = "all"
+
+
+def apply_pins(candidates: Candidates, pins: Sequence[Mapping[str, Any]]) -> Candidates:
+    """The candidates that respect every pin; raises PlanError that lists all pins that match nothing or leave no choice."""
+    problems = []
+    for pin in pins:
+        try:
+            candidates = _apply(candidates, pin)
+        except (PlanError, PlacementError) as error:
+            problems.append(PlanError(f"pin {dict(pin)}: {error.what}", where=error.where, next_step=error.next_step))
+    if problems:
+        raise join_problems(PlanError, problems)
+    return candidates
+
+
+def _apply(candidates: Candidates, pin: Mapping[str, Any]) -> Candidates:
+    section = next((key for key in _KEYS if key in pin), None)
+    said = set(pin) - {section}
+    if section is None or not said or not said <= _KEYS[section] or not isinstance(pin[section], str):
+        raise PlanError("says nothing that can be pinned", next_step=_HINT)
+    if section == "inputs":
+        return _pin_sources(candidates, _inputs(candidates, pin[section]), pin["place"])
+    if section == "ops":
+        return _pin_ops(candidates, pin[section], pin["row"])
+    values = _params(candidates, pin[section])
+    if "store" in pin:
+        candidates = _pin_sources(candidates, values, pin["store"])
+    if "use" in pin:
+        candidates = _pin_uses(candidates, values, _placements(candidates, pin["use"]))
+    if "gather" in pin:
+        if pin["gather"] != "never":
+            raise PlanError(f"gather: {pin['gather']!r}", next_step="`never` is what can be pinned")
+        candidates = replace(candidates, never_gathered=candidates.never_gathered | set(values))
+    return candidates
+
+
+def _params(candidates: Candidates, pattern: str) -> list[int]:
+    """The value classes of the parameters that `pattern` names."""
+    of_class = candidates.classes.parameter_class
+    return _found(pattern, [of_class[fqn] for fqn in of_class if pattern == ALL or match(pattern, fqn)], list(of_class))
+
+
+def _inputs(candidates: Candidates, name: str) -> list[int]:
+    graph, value_class = candidates.graph, candidates.classes.value_class
+    names = {input_name(graph, value): value_class[value] for value in graph.inputs}
+    return _found(name, [c for other, c in names.items() if other == name], list(names))
+
+
+def _found(pattern: str, classes: list[int], known: list[str]) -> list[int]:
+    if not classes:
+        raise PlanError(f"{pattern} matches nothing", next_step=f"the model has {', '.join(known[:6])}{', ...' if len(known) > 6 else ''}")
+    return list(dict.fromkeys(classes))
+
+
+def _placements(candidates: Candidates, said: Any) -> Placements:
+    if not isinstance(said, list | tuple) or len(said) != candidates.mesh.ndim:
+        raise PlanError(f"{said!r} is not one placement for each of the {candidates.mesh.ndim} mesh axes")
+    return tuple(parse_placement(str(placement)) for placement in said)
+
+
+def _pin_sources(candidates: Candidates, classes: Sequence[int], said: Any) -> Candidates:
+    wanted = _placements(candidates, said)
+    for c in classes:
+        if wanted not in candidates.sources[c]:
+            value = candidates.graph.values[candidates.classes.value_members[c][0]]
+            raise PlanError(f"{format_placements(wanted)} does not divide {value.address} of shape {list(value.shape)}")
+    return replace(candidates, sources={**candidates.sources, **{c: (wanted,) for c in classes}})
+
+
+def _pin_uses(candidates: Candidates, classes: Sequence[int], wanted: Placements) -> Candidates:
+    graph, value_class = candidates.graph, candidates.classes.value_class
+
+    def keeps(c: int, strategy: Strategy) -> bool:
+        inputs = graph.nodes[candidates.classes.node_members[c][0]].inputs
+        return all(
+            state is None or forward_of(state) == wanted for value, state in zip(inputs, strategy.needs, strict=True) if value_class[value] in classes
+        )
+
+    return _filter(candidates, keeps)
+
+
+def _pin_ops(candidates: Candidates, pattern: str, row: Any) -> Candidates:
+    graph = candidates.graph
+    addresses = [graph.nodes[members[0]].address for members in candidates.classes.node_members]
+    pinned = set(_found(pattern, [c for c, address in enumerate(addresses) if match(pattern, address)], addresses))
+    return _filter(candidates, lambda c, strategy: c not in pinned or strategy.describe(candidates.mesh) == row)
+
+
+def _filter(candidates: Candidates, keeps: Callable[[int, Strategy], bool]) -> Candidates:
+    """The candidates whose strategies `keeps(class, strategy)`; raises PlanError where a class has none left."""
+    kept = tuple(tuple(s for s in strategies if keeps(c, s)) for c, strategies in enumerate(candidates.strategies))
+    for c, (strategies, before) in enumerate(zip(kept, candidates.strategies, strict=True)):
+        if not strategies:
+            node = candidates.graph.nodes[candidates.classes.node_members[c][0]]
+            rows = list(dict.fromkeys(s.describe(candidates.mesh) for s in before))
+            raise PlanError(f"leaves {node.address} ({node.source}) no row", next_step=f"rows it has: {' | '.join(rows[:4])}")
+    return replace(candidates, strategies=kept)

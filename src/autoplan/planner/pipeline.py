@@ -1,0 +1,165 @@
+"""The planner from end to end: a module in, a plan out, one line a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from autoplan.assignment import Assignment, decode
+from autoplan.cost.hardware import Hardware
+from autoplan.errors import FallbackError, join_problems
+from autoplan.graph import Graph, capture, cast_module, classes, find_blocks
+from autoplan.placement import Mesh
+from autoplan.plan.schema import Options, Plan, SolverInfo
+from autoplan.planner.build import Built, build_problem
+from autoplan.planner.candidates import Candidates, enumerate_candidates
+from autoplan.planner.emit import ModelFacts, emit
+from autoplan.planner.infeasible import nothing_fits
+from autoplan.planner.pins import apply_pins
+from autoplan.planner.prices import Prices
+from autoplan.planner.problem import Solution
+from autoplan.planner.solve import solve
+
+COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What to plan for: the model as the plan will name it, the mesh, the hardware and the options."""
+
+    mesh: Mesh
+    hardware: Hardware
+    options: Options = Options()
+    target: str = "module"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pins: tuple[Mapping[str, Any], ...] = ()
+    base: Plan | None = None
+    unfold: bool = False
+    strict: bool = False
+    time_limit_s: float | None = None
+
+    @property
+    def limit_bytes(self) -> int:
+        """The memory one device may use."""
+        if self.options.memory_gib is not None:
+            return int(self.options.memory_gib * 2**30)
+        return int(self.hardware.memory_bytes)
+
+
+class Progress(Protocol):
+    """Who wants to know how far planning is."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+        ...
+
+    def incumbent(self, cost_ms: float, bound_ms: float) -> None:
+        """The solver has found a better plan."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and what making it took: seconds by stage, size of the problem."""
+
+    plan: Plan
+    seconds: Mapping[str, float]
+    nodes: int
+    variables: int
+
+
+def plan_module(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], request: PlanRequest, progress: Progress | None = None) -> Planned:
+    """The cheapest plan for `module` that fits; raises NoPlanFits, OutOfTime, TargetError, FallbackError."""
+    clock = _Clock(progress)
+    with clock.stage("capture"):
+        graph = capture_for(module, args, kwargs, request.options)
+        folded = classes(graph, () if request.unfold else find_blocks(graph))
+    with clock.stage("rules"):
+        candidates = enumerate_candidates(graph, request.mesh, folded)
+        if request.strict:
+            refuse_fallbacks(candidates)
+        candidates = apply_pins(candidates, request.pins)
+    with clock.stage("problem"):
+        prices = Prices(graph, request.mesh, request.hardware, request.options)
+        built = build_problem(candidates, prices, request.limit_bytes)
+    with clock.stage("solve"):
+        solution = _solve(built, request, progress)
+    plan = emit(built.assignment(solution.choice), ModelFacts.of(module, request.target, request.settings), request, solver_info(solution, request))
+    return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies)
+
+
+def capture_for(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> Graph:
+    """The graph of `module` in the precision in which it will compute."""
+    twin, args, cast_kwargs = cast_module(module, args, kwargs, COMPUTE_DTYPE[options.precision]) if options.precision != "fp32" else (module, args, dict(kwargs))
+    return capture(twin, args, cast_kwargs, mode=options.mode, keep_outputs=options.keep_outputs)  # type: ignore[arg-type]  # Options checks the mode
+
+
+def refuse_fallbacks(candidates: Candidates) -> None:
+    """Raise FallbackError that lists every op without a rule, with its line."""
+    nodes = [candidates.graph.nodes[candidates.classes.node_members[c][0]] for c in candidates.fallbacks]
+    if nodes:
+        problems = [FallbackError(f"{node.address}: {node.op} has no rule", where=node.source) for node in nodes]
+        raise join_problems(FallbackError, problems, next_step="register a rule (autoplan.rules.rule), or plan without --strict: they run replicated")
+
+
+def _solve(built: Built, request: PlanRequest, progress: Progress | None) -> Solution:
+    unit_ms = built.problem.unit_s * 1e3
+    report = (lambda cost, bound: progress.incumbent(cost * unit_ms, bound * unit_ms)) if progress else None
+    hint = base_choice(built, request.base) if request.base is not None else None
+    solution = solve(built.problem, request.time_limit_s, hint=hint, on_progress=report)
+    if solution is None:
+        raise nothing_fits(built, request.limit_bytes, request.hardware, request.options, request.time_limit_s)
+    return solution
+
+
+def base_choice(built: Built, base: Plan) -> tuple[int, ...] | None:
+    """The decisions of an older plan as a hint to the solver; None where they no longer resolve."""
+    from autoplan.errors import PlanError
+
+    try:
+        return built.choice(decode(base, built.candidates.graph))
+    except (PlanError, ValueError):
+        return None
+
+
+def solver_info(solution: Solution, request: PlanRequest) -> SolverInfo:
+    """How sure the solver is."""
+    return SolverInfo(solution.status, solution.gap, folded=not request.unfold)
+
+
+def recost(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hardware: Hardware) -> Plan:
+    """The same decisions with new predictions; raises PlanError where a decision does not resolve."""
+    graph = capture_for(module, args, kwargs, plan.options)
+    return plan_of_assignment(decode(plan, graph), plan, hardware, ModelFacts.of(module, plan.model.target, plan.model.set))
+
+
+def plan_of_assignment(assignment: Assignment, like: Plan, hardware: Hardware, facts: ModelFacts) -> Plan:
+    """A plan that decides `assignment`, for the same mesh and options as `like`."""
+    request = PlanRequest(like.mesh, hardware, like.options, facts.target, facts.settings, pins=like.pins)
+    return emit(assignment, facts, request, like.solver)
+
+
+class _Clock:
+    """Seconds by stage; tells the user's progress when each begins."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self._progress is not None:
+            self._progress.stage(name)
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = perf_counter() - start
+
+
