@@ -163,7 +163,7 @@ class Draft:
                 tensor = self.constants.get(value)
                 if tensor is not None and (isinstance(tensor, FakeTensor) or tensor.is_meta):
                     name = self.values[value].address.removeprefix("constants/")
-                    problems.append(f"{call.place.source}: {name} is a tensor on meta, its values are lost")
+                    problems.append(f"{call.place.source}: the values of {name} are lost: it is a tensor on meta, or .data of one")
         if problems:
             raise TargetError("\n".join(dict.fromkeys(problems)), next_step="register it as a buffer, or make it inside forward")
 
@@ -204,6 +204,9 @@ def _leading_tensors(example: Any, target: OpOverload, place: Place) -> list[Ten
         return [example]
     items = list(example) if isinstance(example, list | tuple) else [example]
     tensors = [item for item in items if isinstance(item, Tensor)]
+    if isinstance(example, int | float | torch.SymInt | torch.SymFloat | torch.SymBool):
+        what = f"forward depends on the values of a tensor ({op_name(target)})"
+        raise TargetError(what, where=place.source, next_step="keep it a tensor, or decide it from shapes or the configuration")
     if not tensors or not all(isinstance(item, Tensor) for item in items[: len(tensors)]):
         raise TargetError(
             f"{op_name(target)} returns something other than tensors",

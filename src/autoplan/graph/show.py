@@ -26,7 +26,7 @@ def format_graph(graph: Graph) -> str:
             continue
         run = runs.get(node.id)
         if run is not None and run is not inside:
-            rows.append(f"{run.pattern}: {run.count} times {len(run.nodes[0])} ops, the first is")
+            rows.append(f"{run.pattern}, {run.count} copies:")
         inside = run
         rows.append((_results(graph, node), ("  " if run else "") + node.address, f"{_call(graph, node)}  {node.source}"))
     return "\n".join([*_head(graph), "", *_table(rows), "", *_tail(graph)])

@@ -109,6 +109,7 @@ class Walk:
         elif is_in_place(target) and target._opname not in _DETACHES:
             args, kwargs = self._arguments(node)
             place = self._places[node]
+            self._refuse_lost_writes(self._resolved(node.args[0]), place)
             self._write(node.args[0], Ref(functional_value(self._draft, target, args, kwargs, place, grad=self._grad)), place)
             self._same[node] = node.args[0]
         else:
@@ -121,6 +122,8 @@ class Walk:
         if written:
             example = [*(example if isinstance(example, list | tuple) else [example]), *(argument.meta["val"] for argument in written)]
         outputs = tuple(map(Ref, self._draft.emit(target, args, kwargs, place, grad=self._grad, example=example)))
+        for argument in written:
+            self._refuse_lost_writes(self._resolved(argument), place)
         for argument, after in zip(written, outputs[len(outputs) - len(written) :], strict=True):
             self._draft.values[after.value].needs_grad = self._draft.values[after.value].would_need_grad = False
             self._write(argument, after, place)
@@ -172,7 +175,6 @@ class Walk:
     def _write(self, written: Any, after: Ref, place: Place) -> None:
         """The memory of `written` now holds `after`: say so to the node, to what it is a view of, and to other views."""
         node = self._resolved(written)
-        self._refuse_lost_writes(node, place)
         self._set(node, after, None)
         while (view := self._views.get(node)) is not None:
             if view.target is None:
@@ -216,8 +218,6 @@ class Walk:
         return outputs[0] if isinstance(node.meta["val"], Tensor) else outputs
 
     def _refuse_lost_writes(self, node: fx.Node, place: Place) -> None:
-        if self._needs_grad(node) and not self._grad:
-            raise refusal("in-place op under no_grad on a tensor that needs a gradient", place)
         root = node
         while root in self._views:
             root = self._resolved(self._views[root].base)
@@ -225,6 +225,8 @@ class Walk:
         if declared is not None and self._draft.values[declared.value].kind != "buffer":
             value = self._draft.values[declared.value]
             raise refusal(f"in-place op on {value.kind} {value.address.removeprefix('inputs/').removeprefix('constants/')}", place)
+        if self._needs_grad(node) and not self._grad:
+            raise refusal("in-place op under no_grad on a tensor that needs a gradient", place)
 
     def _watch(self, node: fx.Node, view: _View) -> None:
         self._views[node] = view
