@@ -61,6 +61,15 @@ def test_any_yaml_reader_reads_what_json_says(plan, text):
     assert yaml.safe_load(text) == plan_to_json(plan) == json.loads(json.dumps(plan_to_json(plan)))
 
 
+def test_parameters_are_dumped_in_natural_order_and_redistributions_as_they_run(plan):
+    line, entry = plan.params["norm.weight"], plan.reshard["layers.*.attn.wo/linear"][0]
+    params = {f"layers.{i}.w": line for i in (10, 2, 1)}
+    reshard = {f"layers.{i}/add": (dataclasses.replace(entry, count=1),) for i in (10, 2, 1)}
+    loaded = parse_plan(dump_plan(dataclasses.replace(plan, params=params, reshard=reshard)))
+    assert list(loaded.params) == ["layers.1.w", "layers.2.w", "layers.10.w"]
+    assert list(loaded.reshard) == ["layers.10/add", "layers.2/add", "layers.1/add"]
+
+
 def test_writing_replaces_the_whole_file_and_leaves_nothing_beside_it(plan, text, tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text("old")
