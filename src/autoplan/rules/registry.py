@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -49,24 +49,31 @@ class LocalCall:
         """The mesh axes that cut `dim` of an operand, outermost first."""
         return tuple(axis for axis, p in enumerate(self.placed(operand)) if isinstance(p, Shard) and p.dim == dim)
 
-    def indices(self, operand: int, dim: int) -> Tensor:
-        """Which global indices of `dim` this rank's part of an operand holds, in order."""
+    def indices(self, operand: int, dim: int) -> Sequence[int]:
+        """Which global indices of `dim` this rank's part of an operand holds, in order: a range where they are contiguous."""
         return self._held(self.call.operands[operand].shape[dim], self.placed(operand), dim)
 
-    def output_indices(self, output: int, dim: int) -> Tensor:
-        """Which global indices of `dim` this rank's part of an output holds, in order."""
+    def output_indices(self, output: int, dim: int) -> Sequence[int]:
+        """Which global indices of `dim` this rank's part of an output holds, in order: a range where they are contiguous."""
         return self._held(self.call.outputs[output].shape[dim], self.strategy.makes[output], dim)
 
     def output_shape(self, output: int) -> tuple[int, ...]:
         """The local shape of an output."""
         return local_shape(self.call.outputs[output].shape, forward_of(self.strategy.makes[output]), self.mesh)
 
-    def _held(self, size: int, placements: Placements, dim: int) -> Tensor:
-        held = torch.arange(size)
+    def _held(self, size: int, placements: Placements, dim: int) -> Sequence[int]:
+        held: Sequence[int] = range(size)
         for placement, n, index in zip(placements, self.mesh.shape, self.group.coordinate, strict=True):
             if isinstance(placement, Shard) and placement.dim == dim:
-                held = held.view(placement.groups, n, -1)[:, index].flatten()
+                held = _part(held, placement.groups, n, index)
         return held
+
+
+def _part(held: Sequence[int], groups: int, n: int, index: int) -> Sequence[int]:
+    """What the rank at `index` of `n` keeps of each of the groups."""
+    size = len(held) // (groups * n)
+    parts = [held[(group * n + index) * size :][:size] for group in range(groups)]
+    return parts[0] if groups == 1 else tuple(i for part in parts for i in part)
 
 
 LocalImplementation = Callable[[LocalCall], Tensor | tuple[Tensor, ...]]
@@ -132,7 +139,7 @@ def local(name: str) -> Callable[[LocalImplementation], LocalImplementation]:
     return register
 
 
-@lru_cache(maxsize=None)
+@cache
 def rule_of(op: str) -> Rule | None:
     """The rule of "aten.linear.default" or "aten.linear", or that of a tag it carries; None where there is none."""
     return _RULES.get(op) or _RULES.get(op.rsplit(".", 1)[0]) or _rule_by_tag(op)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autoplan.graph.ir import Graph, Node, Ref, map_refs
-from autoplan.placement import R, R_PARTIAL, Mesh, Placement, Placements, Replicate, cut
+from autoplan.placement import R_PARTIAL, Mesh, Placement, Placements, R, Replicate, cut
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoplan.placement import Placement, R, Shard
-from autoplan.rules.ops.dims import aligned, groups_of, shard_or_whole
+from autoplan.rules.ops.dims import aligned, groups_of, index_tensor, shard_or_whole
 from autoplan.rules.ops.seeds import seeded
 from autoplan.rules.registry import LocalCall, local, rule
 from autoplan.rules.row import Call, Row
@@ -68,12 +68,10 @@ def local_attention(call: LocalCall) -> Tensor:
     if gqa:
         k, v, gqa = _own_heads(call, k, v, heads)
     if causal and call.axes(0, queries):
-        rows = call.indices(0, queries).to(q.device)
-        mask = rows[:, None] >= torch.arange(k.shape[queries], device=q.device)
-        if len(rows) and bool(call.placed(0)) and _contiguous(call.indices(0, queries)):
-            last = int(call.indices(0, queries)[-1]) + 1  # keys after the last query are never read
-            k, v, mask = k[..., :last, :], v[..., :last, :], mask[:, :last]
-        causal = False
+        rows = call.indices(0, queries)
+        last = min(max(rows) + 1, k.shape[queries])  # no query of this rank reads a key behind it
+        k, v = k.narrow(queries, 0, last), v.narrow(queries, 0, last)
+        mask, causal = index_tensor(rows, q.device)[:, None] >= torch.arange(last, device=q.device), False
     options: dict[str, Any] = {
         "attn_mask": mask,
         "dropout_p": dropout,
@@ -91,15 +89,11 @@ def _own_heads(call: LocalCall, k: Tensor, v: Tensor, heads: int) -> tuple[Tenso
     """The key/value heads that this rank's query heads read, and whether queries still share them."""
     q_spec, k_spec = call.call.operands[:2]
     ratio = q_spec.shape[heads] // k_spec.shape[heads]
-    held = {head: i for i, head in enumerate(call.indices(1, heads).tolist())}
-    wanted = [held[head // ratio] for head in call.indices(0, heads).tolist()]
+    held = {head: i for i, head in enumerate(call.indices(1, heads))}
+    wanted = [held[head // ratio] for head in call.indices(0, heads)]
     first, count = wanted[0], len(set(wanted))
     shared = len(wanted) // count
     if wanted == [first + i // shared for i in range(len(wanted))]:
         return k.narrow(heads, first, count), v.narrow(heads, first, count), shared > 1
     chosen = torch.tensor(wanted, device=k.device)
     return k.index_select(heads, chosen), v.index_select(heads, chosen), False
-
-
-def _contiguous(indices: Tensor) -> bool:
-    return int(indices[-1]) - int(indices[0]) + 1 == len(indices)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from autoplan.graph.ir import refs
 from autoplan.placement import P, Placement, R, Shard
 from autoplan.rules.row import Call, Row, TensorSpec
@@ -45,6 +48,13 @@ def normal_dims(dims: Any, ndim: int) -> tuple[int, ...]:
 def operand_numbers(argument: Any) -> tuple[int, ...]:
     """The operands nested in one argument, in order."""
     return tuple(ref.value for ref in refs(argument))
+
+
+def index_tensor(indices: Sequence[int], device: torch.device) -> Tensor:
+    """The indices that a rank holds as int64[n]."""
+    if isinstance(indices, range):
+        return torch.arange(indices.start, indices.stop, device=device)
+    return torch.tensor(indices, device=device)
 
 
 def same_dims(call: Call, dims: Iterable[int]) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autoplan.placement import Shard
 from autoplan.rules.execute import torch_op
+from autoplan.rules.ops.dims import index_tensor
 from autoplan.rules.registry import LocalCall, Shapes, local, rule
 from autoplan.rules.row import Call, Row
 
@@ -94,5 +95,5 @@ def local_arange(call: LocalCall) -> Tensor:
     """This rank's part of the whole; simulated and real ranks agree with one device to the bit."""
     whole = torch_op(call.call.op)(*call.args, **call.kwargs)
     for dim in range(whole.ndim):
-        whole = whole.index_select(dim, call.output_indices(0, dim).to(whole.device))
+        whole = whole.index_select(dim, index_tensor(call.output_indices(0, dim), whole.device))
     return whole

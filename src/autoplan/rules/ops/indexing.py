@@ -41,7 +41,7 @@ def embedding(call: Call) -> Iterator[Row]:
 def local_embedding(call: LocalCall) -> Tensor:
     """The rows of the ids that this rank's part of the vocabulary holds, zeros for the others."""
     weight, ids = call.arg(0, "weight"), call.arg(1, "indices")
-    first = int(call.indices(0, 0)[0])
+    first = call.indices(0, 0)[0]
     padding = call.arg(2, "padding_idx", -1) - first
     inside = (ids >= first) & (ids < first + weight.shape[0])
     rows = F.embedding(torch.where(inside, ids - first, 0), weight, padding if 0 <= padding < weight.shape[0] else None)

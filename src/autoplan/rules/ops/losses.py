@@ -68,7 +68,7 @@ def local_cross_entropy(call: LocalCall) -> Tensor:
     class_axes = call.axes(0, classes)
     batch_axes = [axis for dim in range(logits.ndim) if dim != classes for axis in call.axes(0, dim)]
     if class_axes:
-        first = int(call.indices(0, classes)[0])
+        first = call.indices(0, classes)[0]
         losses = _SplitClasses.apply(logits, target, weight, first, classes, ignore, class_axes, call.group)
         if reduction == _NONE:
             return losses

@@ -10,7 +10,7 @@ from torch import Tensor
 from autoplan.placement import P, R, Shard
 from autoplan.rules.execute import torch_op
 from autoplan.rules.ops.dims import same_dims
-from autoplan.rules.ops.seeds import generator, seeded
+from autoplan.rules.ops.seeds import generator, keep_mask, seeded, shard_number
 from autoplan.rules.registry import LocalCall, local, rule
 from autoplan.rules.row import Call, Row
 
@@ -39,7 +39,7 @@ def dropout(call: Call) -> Iterator[Row]:
 def local_dropout(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
     """Dropout with this shard's own mask."""
     x, p = call.arg(0, "input"), call.arg(1, "p")
-    keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p, generator=generator(call, x.device))
+    keep = keep_mask(x.detach(), p, call.seed, shard_number(call))
     y = x * keep * (1 / (1 - p) if p < 1 else 0.0)
     return (y, keep) if len(call.call.outputs) == 2 else y
 
@@ -73,7 +73,7 @@ def local_random_factory(call: LocalCall) -> Tensor:
     name, shape = call.call.op.split(".")[1], call.output_shape(0)
     device = torch.device(call.kwargs.get("device") or (call.args[0].device if name.endswith("_like") else "cpu"))
     dtype = getattr(torch, call.call.outputs[0].dtype)
-    draws = generator(call, device)
+    draws = generator(call.seed, shard_number(call), device)
     if name in _OF_SHAPE:
         return getattr(torch, _OF_SHAPE[name])(shape, generator=draws, dtype=dtype, device=device)
     if name == "normal":

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from autoplan.placement import Shard
 from autoplan.rules.registry import LocalCall
@@ -14,19 +15,21 @@ from autoplan.rules.registry import LocalCall
 _DEFAULT_GENERATOR = threading.Lock()  # simulated ranks share it
 
 
-def shard_seed(call: LocalCall) -> int:
-    """A seed from the op's seed and where this rank sits on the axes that cut its first output; R and P axes do not count.
+def shard_number(call: LocalCall) -> int:
+    """Which shard of the first output this rank holds; R and P axes do not count."""
+    number = 0
+    for placement, n, index in zip(call.strategy.makes[0], call.mesh.shape, call.group.coordinate, strict=True):
+        number = number * n + (index if isinstance(placement, Shard) else 0)
+    return number
 
-    Splitmix64's finaliser mixes one coordinate after another (Steele, Lea, Flood: Fast splittable pseudorandom number
-    generators, 2014).
-    """
-    value = call.seed
-    for placement, index in zip(call.strategy.makes[0], call.group.coordinate, strict=True):
-        value = _mix(value * 31 + (index + 1 if isinstance(placement, Shard) else 0))
-    return value >> 1  # torch takes 63 bits
+
+def generator(seed: int, shard: int, device: torch.device) -> torch.Generator:
+    """The generator of a shard's numbers."""
+    return torch.Generator(device).manual_seed(_mix(_mix(seed) + shard) >> 1)  # torch takes 63 bits
 
 
 def _mix(value: int) -> int:
+    """The finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
     mask = (1 << 64) - 1
     value = (value + 0x9E3779B97F4A7C15) & mask
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -34,9 +37,16 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def generator(call: LocalCall, device: torch.device) -> torch.Generator:
-    """A generator of this shard's numbers."""
-    return torch.Generator(device).manual_seed(shard_seed(call))
+@torch.library.custom_op("autoplan::keep_mask", mutates_args=())
+def keep_mask(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
+    """True for a share 1 - p of the elements of `x`; an op of its own because torch.compile knows no generators."""
+    mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    return mask.bernoulli_(1 - p, generator=generator(seed, shard, x.device))
+
+
+@keep_mask.register_fake
+def _(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
+    return torch.empty(x.shape, dtype=torch.bool, device=x.device)
 
 
 @contextmanager
@@ -44,5 +54,5 @@ def seeded(call: LocalCall, device: torch.device) -> Iterator[None]:
     """The default generator of `device` seeded for this shard, put back afterwards: for ops that take no generator."""
     cuda = [device] if device.type == "cuda" else []
     with _DEFAULT_GENERATOR, torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(shard_seed(call))
+        torch.manual_seed(generator(call.seed, shard_number(call), torch.device("cpu")).initial_seed())
         yield
