@@ -1,0 +1,87 @@
+"""The pieces of the cost that a planner adds up, one decision at a time, and that `predict` adds up for a whole assignment.
+
+Seconds and bytes of one device and one step. Per node and strategy: `node_seconds`, `extra_saved_bytes`, `node_transient_bytes`.
+Per value: `forward_seconds` for each distinct placement it is read in, `backward_seconds` for each distinct state, and
+`savings.kept_bytes`. Per parameter: `parameter_state`, and for its transitions the `parameter_...` forms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from autoplan.cost.communication import steps_seconds
+from autoplan.cost.compute import ComputeCost, local_call, optimizer_seconds, strategy_seconds
+from autoplan.cost.hardware import Hardware
+from autoplan.cost.memory import ParameterBytes, saved, state_bytes, transient_bytes
+from autoplan.cost.options import CostOptions
+from autoplan.graph.ir import Graph, Node
+from autoplan.placement import Mesh, Placements, forward_of, gradient_of, local_shape
+from autoplan.redistribution import lower
+from autoplan.rules.row import Call, Strategy, call_of
+
+
+def accumulated_operands(graph: Graph, node: Node) -> frozenset[int]:
+    """Operands that a later node reads as well: in backward their gradient is there first, and this node's is added to it."""
+    return frozenset(
+        k
+        for k, value in enumerate(node.inputs)
+        if graph.values[value].needs_grad and graph.consumers[value] and (graph.consumers[value][-1][0].id, graph.consumers[value][-1][1]) != (node.id, k)
+    )
+
+
+def node_seconds(graph: Graph, node: Node, strategy: Strategy, mesh: Mesh, hardware: Hardware) -> ComputeCost:
+    """What a node costs each device under `strategy`, with the collectives inside it and the adding up of gradients."""
+    return strategy_seconds(call_of(graph, node), strategy, mesh, hardware, accumulated_operands(graph, node))
+
+
+def extra_saved_bytes(call: Call, strategy: Strategy, mesh: Mesh) -> int:
+    """Bytes that a call of GLOBAL shapes keeps on each device beside values of the graph: statistics, log-probabilities, masks."""
+    return saved(local_call(call, strategy, mesh)).extra_bytes
+
+
+def node_transient_bytes(call: Call, strategy: Strategy, mesh: Mesh) -> int:
+    """Bytes of temporaries on each device at the worst moment of a call of GLOBAL shapes."""
+    return transient_bytes(local_call(call, strategy, mesh))
+
+
+def forward_seconds(value_bytes: float, produced: Placements, needed: Placements, mesh: Mesh, hardware: Hardware) -> float:
+    """Seconds to bring a value of `value_bytes` (global) to the placements of `needed`: once for all states that share them."""
+    return steps_seconds(lower(forward_of(produced), forward_of(needed), mesh), value_bytes, mesh, hardware)
+
+
+def backward_seconds(gradient_bytes: float, produced: Placements, needed: Placements, mesh: Mesh, hardware: Hardware) -> float:
+    """Seconds to bring the gradient back from state `needed` to state `produced`; a gradient has the bytes of its value."""
+    return steps_seconds(lower(gradient_of(needed), gradient_of(produced), mesh), gradient_bytes, mesh, hardware)
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterState:
+    """What one parameter costs each device by the way it is stored."""
+
+    bytes: ParameterBytes
+    optimizer_s: float
+
+
+def parameter_state(shape: tuple[int, ...], stored: Placements, mesh: Mesh, hardware: Hardware, options: CostOptions, *, trainable: bool = True) -> ParameterState:
+    """Local bytes of parameter, gradient and optimizer states, and the seconds of the optimizer step over them."""
+    held = state_bytes(prod(local_shape(shape, stored, mesh)), options.precision, options.optimizer, trainable=trainable and options.trains)
+    steps = options.optimizer != "none"
+    return ParameterState(held, optimizer_seconds(held.parameter, held.gradient, held.optimizer, hardware) if steps else 0.0)
+
+
+def parameter_gradient_bytes(parameter_bytes: int, options: CostOptions) -> int:
+    """Bytes of a parameter's gradient as it is reduced: of the parameter's dtype, but fp32 with a master."""
+    return 2 * parameter_bytes if options.precision == "bf16-master" else parameter_bytes
+
+
+def parameter_forward_seconds(
+    parameter_bytes: int, stored: Placements, used: Placements, mesh: Mesh, hardware: Hardware, *, regather: bool, trains: bool
+) -> float:
+    """Seconds to gather a parameter of `parameter_bytes` (global, compute dtype) for its use; twice where it is gathered again in backward."""
+    return (2 if regather and trains else 1) * forward_seconds(parameter_bytes, stored, used, mesh, hardware)
+
+
+def parameter_backward_seconds(parameter_bytes: int, stored: Placements, used: Placements, mesh: Mesh, hardware: Hardware, options: CostOptions) -> float:
+    """Seconds to bring a trainable parameter's gradient from its use to how it is stored."""
+    return backward_seconds(parameter_gradient_bytes(parameter_bytes, options), stored, used, mesh, hardware)
