@@ -10,6 +10,7 @@ from __future__ import annotations
 import keyword
 import operator
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,9 @@ class LocalImplementation(nn.Module):
         return self.op.run(operands, run.group, run.node_seed(self.node))
 
 
+_DEFAULT_GENERATOR = threading.Lock()  # simulated ranks share it
+
+
 class SameRandom(nn.Module):
     """A random op without a rule, replicated: every rank must draw the same numbers."""
 
@@ -105,7 +109,7 @@ class SameRandom(nn.Module):
 
     def forward(self, run: Run, *operands: Tensor) -> Any:
         devices = list({tensor.device for tensor in operands if tensor.is_cuda})
-        with torch.random.fork_rng(devices):
+        with _DEFAULT_GENERATOR, torch.random.fork_rng(devices):
             torch.manual_seed(run.node_seed(self.node))
             return self.op.run(operands, run.group)
 

@@ -65,7 +65,7 @@ class Regathering:
     def track(self, tensor: Tensor, gathered: GatheredAgain, member: int) -> None:
         """From now on, keep a handle in place of `tensor` or a view of it."""
         reference = StorageWeakRef(tensor.untyped_storage())
-        self._tracked[reference.cdata] = (reference, gathered, member, tensor.storage_offset())
+        self._tracked[reference.cdata] = (reference, gathered, member, int(tensor.storage_offset()))
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
         """The context under which forward runs."""
@@ -79,7 +79,7 @@ class Regathering:
             return tensor
         _, gathered, member, offset = found
         gathered.handles += 1
-        return _Handle(gathered, member, tensor.size(), tensor.stride(), tensor.storage_offset() - offset)
+        return _Handle(gathered, member, tensor.size(), tensor.stride(), int(tensor.storage_offset()) - offset)
 
 
 def _unpack(kept: Any) -> Tensor:

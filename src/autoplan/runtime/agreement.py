@@ -1,0 +1,50 @@
+"""What must hold before the first collective: as many processes as the mesh has ranks, all of one mind."""
+
+from __future__ import annotations
+
+import os
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from autoplan.errors import PlanError, UsageError
+from autoplan.placement import Mesh
+
+
+def check_world(mesh: Mesh, plan_name: str) -> None:
+    """Raises UsageError with the right torchrun line if the processes are not as many as the mesh has ranks."""
+    world = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    if world != mesh.size:
+        raise UsageError(
+            f"the plan is for a mesh of {mesh} = {mesh.size} ranks, but {world} process{'es run' if world > 1 else ' runs'}",
+            next_step=f"torchrun --nproc-per-node {mesh.size} apply.py --plan {plan_name} (or --nnodes and --nproc-per-node with that product)",
+        )
+
+
+def check_device_mesh(mesh: Mesh, device_mesh: DeviceMesh) -> None:
+    """Raises UsageError unless the device mesh has the plan's axes and its ranks in row-major order."""
+    if tuple(device_mesh.shape) != mesh.shape:
+        raise UsageError(
+            f"the device mesh is {'x'.join(map(str, device_mesh.shape))}, the plan's is {mesh}",
+            next_step=f"init_device_mesh(device, {mesh.shape})",
+        )
+    if device_mesh.mesh.flatten().tolist() != list(range(mesh.size)):
+        raise UsageError(
+            f"the device mesh orders its ranks {device_mesh.mesh.flatten().tolist()}",
+            next_step="make it by init_device_mesh, ranks in row-major order",
+        )
+
+
+def check_agreement(facts: dict[str, str]) -> None:
+    """Raises PlanError that names the ranks whose facts (plan, graph, torch version) are not those of rank 0."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    everyone: list[dict[str, str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, facts)
+    first = everyone[0] or {}
+    differing = {
+        what: [f"rank {rank} has {own[what]}" for rank, own in enumerate(everyone) if own and own[what] != first[what]] for what in facts
+    }
+    problems = [f"{what}: rank 0 has {first[what]}, {', '.join(ranks[:4])}" for what, ranks in differing.items() if ranks]
+    if problems:
+        raise PlanError("the ranks do not agree\n" + "\n".join(problems), next_step="launch the same code, plan and torch everywhere")

@@ -1,0 +1,91 @@
+"""Global batches and local ones: cut for a rank, or taken as the rank's own and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+
+from autoplan import placement as ours
+from autoplan.errors import PlanError, UsageError
+from autoplan.graph.ir import Graph
+from autoplan.graph.trees import leaf_paths
+from autoplan.placement import Mesh, Placements, format_placements, local_shape
+from autoplan.plan.schema import Plan
+from autoplan.runtime.shards import local_part
+
+
+def to_torch(placements: Placements) -> tuple[Placement, ...]:
+    """Our placements as DTensor's; raises PlanError for grouped shards, which DTensor has no public name for."""
+    return tuple(map(_to_torch, placements))
+
+
+def _to_torch(placement: ours.Placement) -> Placement:
+    if isinstance(placement, ours.Shard):
+        if placement.groups > 1:
+            raise PlanError(f"{placement} cannot be stored or returned", next_step=f"use S({placement.dim}) there")
+        return Shard(placement.dim)
+    return Partial("sum") if isinstance(placement, ours.Partial) else Replicate()
+
+
+def shard_inputs(plan: Plan, device_mesh: DeviceMesh, batch: Any) -> Any:
+    """This rank's part of a global batch, in the batch's own structure: a mapping by input names, or tensors in the plan's order.
+
+    Raises UsageError for a batch that is not the planned one in names or shapes.
+    """
+    leaves, spec = pytree.tree_flatten(batch)
+    names = [".".join(path) for path in leaf_paths(spec)]
+    if not isinstance(batch, Mapping):
+        names = list(plan.inputs)
+        if len(leaves) != len(names):
+            raise UsageError(f"a batch of {len(leaves)} tensors; the plan has {len(names)} inputs: {', '.join(names)}")
+    if unknown := [name for name in names if name not in plan.inputs]:
+        raise UsageError(f"no input called {', '.join(unknown)}", where=f"the plan's inputs: {', '.join(plan.inputs)}")
+    coordinate = tuple(device_mesh.get_coordinate() or ())
+    return pytree.tree_unflatten([_cut(plan, name, leaf, coordinate) for name, leaf in zip(names, leaves, strict=True)], spec)
+
+
+def _cut(plan: Plan, name: str, tensor: Tensor, coordinate: tuple[int, ...]) -> Tensor:
+    line = plan.inputs[name]
+    if tuple(tensor.shape) != line.shape:
+        raise UsageError(
+            f"input {name} has shape {list(tensor.shape)}; planned is {list(line.shape)}", next_step="plan again for another batch"
+        )
+    return local_part(tensor, line.place, plan.mesh, coordinate).contiguous()
+
+
+def local_inputs(
+    graph: Graph, sources: Mapping[int, Placements], mesh: Mesh, leaves: Mapping[str, Any], device: torch.device
+) -> dict[int, Tensor]:
+    """The local tensors of a call by value number; raises UsageError that names what was given and what is wanted."""
+    wanted = {graph.values[value].address.removeprefix("inputs/"): value for value in graph.inputs}
+    given = {name for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    if given != set(wanted):
+        raise UsageError(f"called with tensors {', '.join(sorted(given)) or 'none'}; the plan is for {', '.join(sorted(wanted))}")
+    return {value: _local(name, leaves[name], graph, value, sources[value], mesh, device) for name, value in wanted.items()}
+
+
+def _local(name: str, tensor: Tensor, graph: Graph, value: int, state: Placements, mesh: Mesh, device: torch.device) -> Tensor:
+    planned = graph.values[value]
+    expected = local_shape(planned.shape, state, mesh)
+    if isinstance(tensor, DTensor):
+        if tuple(tensor.placements) != to_torch(state) or tuple(tensor.shape) != planned.shape:
+            raise UsageError(
+                f"input {name}: a DTensor {list(tensor.shape)} placed {list(tensor.placements)}; planned is {list(planned.shape)} placed {format_placements(state)}"
+            )
+        tensor = tensor.to_local()
+    if tuple(tensor.shape) != expected:
+        step = "give each rank its own part (autoplan.shard_inputs cuts a global batch), or plan again for this shape"
+        raise UsageError(
+            f"input {name}: local shape {list(tensor.shape)}; wanted is {list(expected)}, which is {list(planned.shape)} placed {format_placements(state)}",
+            next_step=step,
+        )
+    dtype = getattr(torch, planned.dtype)
+    if tensor.dtype != dtype and not (tensor.is_floating_point() and dtype.is_floating_point):
+        raise UsageError(f"input {name}: dtype {str(tensor.dtype).removeprefix('torch.')}; planned is {planned.dtype}")
+    return tensor.to(device, dtype)

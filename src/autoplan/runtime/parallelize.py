@@ -1,0 +1,242 @@
+"""`parallelize`: a user's module runs as its plan says, its parameters distributed under their own names.
+
+The module keeps its structure: every parameter becomes a DTensor parameter in its stored placement, and only forward is
+another, the local program of the captured graph. Optimizer, checkpoints and the training loop stay the user's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from autoplan.assignment import Assignment
+from autoplan.assignment.gathers import GatherGroup
+from autoplan.collectives.process_group import ProcessGroupCollectives
+from autoplan.errors import PlanError
+from autoplan.graph import graph_digest, input_leaves
+from autoplan.placement import Mesh, local_shape
+from autoplan.plan.load import load_plan
+from autoplan.plan.schema import Plan
+from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_world
+from autoplan.runtime.inputs import local_inputs, to_torch
+from autoplan.runtime.prepare import STORED_DTYPE, Template, check_model, make_template, plan_digest, prepare
+from autoplan.runtime.program import Program, build_program
+from autoplan.runtime.run import Run
+from autoplan.runtime.shards import local_part
+
+
+def parallelize(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, plan: Plan | str | Path, device_mesh: DeviceMesh
+) -> nn.Module:
+    """`module` itself, distributed over `device_mesh` and running as `plan` says.
+
+    `args` and `kwargs` are example inputs of global shape, on any device. Real parameters are cut, each rank keeping its
+    part; those on meta become uninitialised memory. Forward takes each rank's part of the inputs, or DTensors as the
+    plan places them, and returns the loss, equal on all ranks (in inference DTensors). Raises PlanError for a plan that
+    is not this model's, UsageError for a mesh that is not the plan's.
+    """
+    name = str(plan) if isinstance(plan, str | Path) else plan.provenance.source
+    plan = load_plan(plan) if isinstance(plan, str | Path) else plan
+    check_world(plan.mesh, name)
+    check_device_mesh(plan.mesh, device_mesh)
+    check_model(module, plan)
+    template = make_template(module, args, dict(kwargs or {}), plan)
+    return distribute(module, template, device_mesh, STORED_DTYPE[plan.options.precision])
+
+
+def distribute(module: nn.Module, template: Template, device_mesh: DeviceMesh, dtype: torch.dtype) -> nn.Module:
+    """`parallelize` of a module whose template is made: prepare, agree, place parameters and buffers, replace forward."""
+    training = template.plan.options.mode == "train"
+    assignment, groups, note = prepare(template, training)
+    check_agreement({"plan": plan_digest(template.plan), "graph": graph_digest(assignment.graph), "torch": torch.__version__})
+    if note and dist.get_rank() == 0:
+        print(note, file=sys.stderr)
+    local = attach(module, assignment, groups, device_mesh, dtype)
+    local.template = template
+    return module
+
+
+def attach(
+    module: nn.Module, assignment: Assignment, groups: tuple[GatherGroup, ...], device_mesh: DeviceMesh, dtype: torch.dtype
+) -> LocalForward:
+    """Place a module's parameters and buffers as `assignment` says, and let its forward be the local program."""
+    device = mesh_device(device_mesh)
+    mesh = assignment.mesh
+    signature = module.forward
+    _place_parameters(module, assignment, device_mesh, device, dtype)
+    _place_buffers(module, device)
+    local = LocalForward(assignment, groups, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, signature)
+    cls = type(module)
+    module.__class__ = type(f"Parallel{cls.__name__}", (_Parallel, cls), {"__module__": cls.__module__})
+    module.__dict__["_autoplan"] = local
+    return local
+
+
+def all_groups(mesh: Mesh) -> list[tuple[int, ...]]:
+    """Every set of axes over which a collective may run."""
+    return [axes for count in range(1, mesh.ndim + 1) for axes in combinations(range(mesh.ndim), count)]
+
+
+def mesh_device(device_mesh: DeviceMesh) -> torch.device:
+    """The device of this rank."""
+    if device_mesh.device_type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(device_mesh.device_type)
+
+
+def local_forward(module: nn.Module) -> LocalForward:
+    """What runs in place of a parallel module's forward."""
+    return module.__dict__["_autoplan"]
+
+
+class _Parallel(nn.Module):
+    """Mixed into the class of a parallel module."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["_autoplan"](self, args, kwargs)
+
+
+class LocalForward:
+    """Binds a call of the module to the local program of its mode: inputs, parameters and buffers in, outputs out.
+
+    `compiled` wraps the program's module, if set; `seed` and the count of training steps seed random ops.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        groups: tuple[GatherGroup, ...],
+        collectives: ProcessGroupCollectives,
+        device_mesh: DeviceMesh,
+        device: torch.device,
+        signature: Callable[..., Any],
+    ) -> None:
+        self.collectives = collectives
+        self.device_mesh = device_mesh
+        self.device = device
+        self.template: Template | None = None
+        self.seed = 0
+        self.step = 0
+        self.signature = signature
+        self._trains = assignment.graph.loss is not None
+        self._programs = {self._trains: self._bind(build_program(assignment, groups, device))}
+
+    @property
+    def program(self) -> Program:
+        """The program of the plan's own mode."""
+        return self._programs[self._trains].program
+
+    def compile(self, **options: Any) -> None:
+        """Run the local program through torch.compile; saved-tensor hooks do not pass it, so nothing is gathered again."""
+        self._programs[self._trains].compile(**options)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        bound = self._bound(module)
+        graph = bound.program.graph
+        leaves = input_leaves(self.signature, args, kwargs)
+        assignment = bound.program.assignment
+        tensors = local_inputs(graph, assignment.sources, assignment.mesh, leaves, self.device)
+        parameters = dict(module.named_parameters())
+        tensors.update({p.value: _local(parameters[p.fqn]) for p in graph.parameters})
+        buffers = dict(module.named_buffers(remove_duplicate=False))
+        coordinate = self.collectives.coordinate
+        for fqn, value in graph.buffers.items():
+            tensors[value] = local_part(buffers[fqn], assignment.sources[value], assignment.mesh, coordinate)
+        tensors.update(bound.constants)
+        self.step += module.training
+        with torch.set_grad_enabled(torch.is_grad_enabled() and graph.loss is not None):
+            outputs = bound(Run(self.collectives, self.seed + self.step), tensors)
+        with torch.no_grad():
+            for fqn, new in zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True):
+                buffers[fqn].copy_(new)
+        return self._returned(bound.program, outputs[: len(graph.outputs)])
+
+    def _bound(self, module: nn.Module) -> _Bound:
+        """The program of the module's present mode, captured when it is first needed."""
+        mode = self._trains and module.training
+        if mode not in self._programs:
+            assert self.template is not None, "made from an assignment of one mode"
+            assignment, groups, _ = prepare(self.template, training=False)
+            self._programs[mode] = self._bind(build_program(assignment, groups, self.device))
+        return self._programs[mode]
+
+    def _bind(self, program: Program) -> _Bound:
+        assignment = program.assignment
+        constants = {
+            value: local_part(tensor, assignment.sources[value], assignment.mesh, self.collectives.coordinate).to(self.device)
+            for value, tensor in program.graph.constants.items()
+        }
+        return _Bound(program, constants)
+
+    def _returned(self, program: Program, outputs: tuple[Tensor, ...]) -> Any:
+        graph = program.graph
+        if self._trains:
+            named = dict(zip(graph.output_names, outputs, strict=True))
+            return outputs[0] if len(outputs) == 1 else named
+        placed = [
+            DTensor.from_local(tensor, self.device_mesh, to_torch(state), run_check=False)
+            for tensor, state in zip(outputs, program.assignment.outputs, strict=True)
+        ]
+        return placed[0] if len(placed) == 1 else dict(zip(graph.output_names, placed, strict=True))
+
+
+class _Bound:
+    """A program with its constants on the device, compiled or not."""
+
+    def __init__(self, program: Program, constants: dict[int, Tensor]) -> None:
+        self.program = program
+        self.constants = constants
+        self._compiled: Callable[..., Any] | None = None
+
+    def compile(self, **options: Any) -> None:
+        self._compiled = torch.compile(self.program.module, **options)
+
+    def __call__(self, run: Run, tensors: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
+        if self._compiled is None:
+            return self.program(run, tensors)
+        return self._compiled(run, *(tensors[value] for value in self.program.reads))
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _place_parameters(module: nn.Module, assignment: Assignment, device_mesh: DeviceMesh, device: torch.device, dtype: torch.dtype) -> None:
+    """Replace every parameter by a DTensor parameter in its stored placement, ties kept."""
+    placed: dict[int, nn.Parameter] = {}
+    coordinate = assignment.mesh.coordinate(dist.get_rank())
+    state_of = {p.fqn: assignment.sources[p.value] for p in assignment.graph.parameters}
+    for fqn, parameter in list(module.named_parameters()):
+        state = state_of[fqn]
+        own = dtype if parameter.is_floating_point() else parameter.dtype
+        if parameter.is_meta:
+            local = torch.empty(local_shape(parameter.shape, state, assignment.mesh), dtype=own, device=device)
+        else:
+            local = local_part(parameter.detach(), state, assignment.mesh, coordinate).to(device, own, copy=True).contiguous()
+        tensor = DTensor.from_local(local, device_mesh, to_torch(state), run_check=False)
+        placed[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
+    for owner in module.modules():
+        owner._parameters.update({name: placed[id(p)] for name, p in owner._parameters.items() if p is not None})
+
+
+def _place_buffers(module: nn.Module, device: torch.device) -> None:
+    """Bring real buffers to the device, whole; raises PlanError that names those on meta, whose values are lost."""
+    if lost := [fqn for fqn, buffer in module.named_buffers() if buffer.is_meta]:
+        raise PlanError(
+            f"buffers without values: {', '.join(lost)} are on meta",
+            next_step="build the module with real buffers (autoplan.load.build_skeleton)",
+        )
+    placed: dict[int, Tensor] = {}
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = placed.setdefault(id(buffer), buffer.to(device))
