@@ -218,3 +218,20 @@ def test_gradients_are_needed_only_downstream_of_trainable_parameters() -> None:
         "/sum#1": False, "/add": True, "/argmax": False, "/to": False, "/add#1": True,
     }  # fmt: skip
     assert [p.trainable for p in graph.parameters] == [False, True, True]
+
+
+def test_attributes_that_forward_sets_do_not_stay() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.cache = {"x": x.shape}
+            return self.linear(x).sum()
+
+    module = Counts()
+    capture(module, (torch.ones(2, 4),), mode="train")
+    assert module.calls == 0 and not hasattr(module, "cache")

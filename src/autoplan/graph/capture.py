@@ -88,21 +88,22 @@ def _without_storage(module: nn.Module, fake: _Faker) -> Iterator[None]:
     """The module with fake parameters and buffers, its own put back afterwards.
 
     Plain tensor attributes become constants and keep their values; one on meta has none and is faked as well, so that
-    forward runs, and is refused only where the graph reads it.
+    forward runs, and is refused only where the graph reads it. Attributes that forward sets do not stay either: they
+    would be fakes.
     """
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for m in list(module.modules()):
-        tables: tuple[dict[str, Any], ...] = (m._parameters, m._buffers)
-        for table in tables:
-            saved.append((table, dict(table)))
+        tables: tuple[dict[str, Any], ...] = (m._parameters, m._buffers, vars(m))
+        saved += [(table, dict(table)) for table in tables]
+        for table in tables[:2]:
             table.update({name: fake(tensor) for name, tensor in table.items() if tensor is not None})
-        attributes = {name: value for name, value in vars(m).items() if isinstance(value, Tensor) and value.device.type != CAPTURE_DEVICE}
-        saved.append((vars(m), attributes))
-        vars(m).update({name: fake(value) if value.is_meta else value.to(CAPTURE_DEVICE) for name, value in attributes.items()})
+        elsewhere = {name: value for name, value in vars(m).items() if isinstance(value, Tensor) and value.device.type != CAPTURE_DEVICE}
+        vars(m).update({name: fake(value) if value.is_meta else value.to(CAPTURE_DEVICE) for name, value in elsewhere.items()})
     try:
         yield
     finally:
         for table, original in saved:
+            table.clear()
             table.update(original)
 
 

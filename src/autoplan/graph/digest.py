@@ -16,7 +16,7 @@ from torch import nn
 from autoplan.graph.ir import Graph, Node, Ref, Value
 from autoplan.graph.ops import arguments, resolve
 
-_ABOUT_MEMORY = frozenset({"device", "layout", "pin_memory", "non_blocking", "copy", "generator"})
+_ABOUT_THE_MACHINE = frozenset({"device", "layout", "pin_memory", "non_blocking", "copy", "generator", "cudnn_enable", "cudnn_enabled"})
 _SKIPPED = frozenset({"aten.detach", "aten.alias"})
 
 
@@ -81,7 +81,9 @@ def _canonical_arguments(node: Node, names: Mapping[int, str]) -> str:
     defaults = {argument.name: argument.default_value for argument in resolve(node.op)._schema.arguments if argument.has_default_value()}
     given = arguments(node).items()
     kept = [
-        (name, value) for name, value in given if name not in _ABOUT_MEMORY and value is not None and not _same(value, defaults.get(name))
+        (name, value)
+        for name, value in given
+        if name not in _ABOUT_THE_MACHINE and value is not None and not _same(value, defaults.get(name))
     ]
     return ", ".join(f"{name}={_text(value, names)}" for name, value in kept)
 

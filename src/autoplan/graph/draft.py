@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from autoplan.errors import TargetError
 from autoplan.graph.ir import Graph, Node, Parameter, Ref, Value, ValueKind, map_refs, refs
-from autoplan.graph.ops import op_name
+from autoplan.graph.ops import op_name, short_name
 
 # Outputs of these never require a gradient although an input does (no formula in torch's derivatives.yaml) ...
 _NO_GRADIENT = frozenset({"detach", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided"})  # fmt: skip
@@ -87,7 +87,7 @@ class Draft:
             example = self.run_fake(target, args, kwargs)
         tensors = _leading_tensors(example, target, place)
         reads = [self.values[ref.value] for ref in refs((tuple(args), dict(kwargs)))]
-        reads = [] if target._opname in _NO_GRADIENT else reads[:1] if target._opname in _FIRST_INPUT_ONLY else reads
+        reads = [] if short_name(target) in _NO_GRADIENT else reads[:1] if short_name(target) in _FIRST_INPUT_ONLY else reads
         needed = any(value.needs_grad or value.would_need_grad for value in reads)
         outputs = []
         for tensor in tensors:
@@ -127,7 +127,7 @@ class Draft:
         """Give every call its address: module FQN / op name, and `#k` from the second of that name in its module on."""
         seen: Counter[tuple[str, str]] = Counter()
         for call in self.calls:
-            module, name = call.place.module, call.target._opname
+            module, name = call.place.module, short_name(call.target)
             count = seen[module, name]
             seen[module, name] += 1
             call.address = f"{module}/{name}" + (f"#{count}" if count else "")

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from autoplan.errors import TargetError
 from autoplan.graph.draft import Draft, Place
 from autoplan.graph.ir import Ref
-from autoplan.graph.ops import bind, op_name
+from autoplan.graph.ops import bind, op_name, short_name
 
 aten = torch.ops.aten
 
@@ -44,7 +44,7 @@ _RESHAPES = frozenset(
 
 def is_in_place(target: OpOverload) -> bool:
     """Whether the op writes to its first argument and returns it: `add_`, `copy_`, `masked_fill_`, ..."""
-    return target._opname.endswith("_") and not target._opname.endswith("__") and target._schema.is_mutable
+    return short_name(target).endswith("_") and not short_name(target).endswith("__") and target._schema.is_mutable
 
 
 def functional_value(draft: Draft, target: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], place: Place, *, grad: bool) -> int:
@@ -53,7 +53,7 @@ def functional_value(draft: Draft, target: OpOverload, args: Sequence[Any], kwar
     The result keeps the shape and dtype of that argument, as writing in place does. `copy_` of an equal shape and dtype
     needs no op at all. Raises TargetError for an op without a functional form.
     """
-    name, written = target._opname, args[0].value
+    name, written = short_name(target), args[0].value
     if name == "copy_":
         return _like(draft, args[1].value, written, place, grad)
     if name == "fill_" and isinstance(args[1], Ref):
@@ -75,7 +75,7 @@ def write_back(
     """
     base = args[0]
     bound = bind(view, tuple(args), kwargs)
-    name = view._opname
+    name = short_name(view)
 
     def emit(target: OpOverload, *call: Any) -> int:
         return draft.emit(target, call, {}, place, grad=grad)[0]
@@ -104,11 +104,11 @@ def refusal(what: str, place: Place) -> TargetError:
 
 
 def _functional(target: OpOverload, place: Place) -> OpOverload:
-    key = f"{target._opname}.{target._overloadname}"
+    key = f"{short_name(target)}.{target._overloadname}"
     if key in _RENAMED:
         return _RENAMED[key]
-    packet = getattr(getattr(torch.ops, target.namespace), target._opname[:-1], None)
-    if target._opname in _CHANGES_METADATA or packet is None or target._overloadname not in packet.overloads():
+    packet = getattr(getattr(torch.ops, target.namespace), short_name(target)[:-1], None)
+    if short_name(target) in _CHANGES_METADATA or packet is None or target._overloadname not in packet.overloads():
         raise refusal(f"in-place op {op_name(target)} has no functional form", place)
     return getattr(packet, target._overloadname)
 

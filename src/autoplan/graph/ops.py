@@ -21,7 +21,12 @@ def resolve(op: str) -> OpOverload:
 
 def op_name(target: OpOverload) -> str:
     """The callable op as a graph writes it: `aten.linear.default`."""
-    return f"{target.namespace}.{target._opname}.{target._overloadname}"
+    return f"{target.namespace}.{short_name(target)}.{target._overloadname}"
+
+
+def short_name(target: OpOverload) -> str:
+    """The op without namespace and overload: `linear`."""
+    return target._schema.name.split("::")[-1]
 
 
 def arguments(node: Node) -> dict[str, Any]:
@@ -48,6 +53,6 @@ def written_arguments(target: OpOverload) -> tuple[int, ...]:
 
     `batch_norm` does not declare that it updates its running statistics, so it is listed here.
     """
-    if target._opname == "batch_norm" and target.namespace == "aten":
+    if short_name(target) == "batch_norm" and target.namespace == "aten":
         return (3, 4)
     return tuple(i for i, a in enumerate(target._schema.arguments) if a.alias_info is not None and a.alias_info.is_write)

@@ -21,7 +21,7 @@ from autoplan.errors import TargetError
 from autoplan.graph.draft import Draft, Place
 from autoplan.graph.inplace import functional_value, is_in_place, refusal, write_back
 from autoplan.graph.ir import Ref
-from autoplan.graph.ops import bind, written_arguments
+from autoplan.graph.ops import bind, short_name, written_arguments
 from autoplan.graph.source import source_of_trace
 
 _DROPPED = frozenset({"_assert_async", "_functional_assert_async", "_assert_scalar", "_functional_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"})  # fmt: skip
@@ -100,20 +100,20 @@ class Walk:
         elif not isinstance(target, OpOverload):
             what = f"forward computes with a size that depends on values ({getattr(target, '__name__', target)})"
             raise TargetError(what, where=self._places[node].source, next_step="autoplan plans fixed shapes")
-        elif target._opname in _DROPPED:
+        elif short_name(target) in _DROPPED:
             return
-        elif target._opname in _ALIASES or (target._opname in _DETACHES and not self._needs_grad(node.args[0])):
+        elif short_name(target) in _ALIASES or (short_name(target) in _DETACHES and not self._needs_grad(node.args[0])):
             self._same[node] = node.args[0]
-        elif target._opname in _FRESH_COPIES:
+        elif short_name(target) in _FRESH_COPIES:
             self._current[node] = self.value(node.args[0])
-        elif is_in_place(target) and target._opname not in _DETACHES:
+        elif is_in_place(target) and short_name(target) not in _DETACHES:
             args, kwargs = self._arguments(node)
             place = self._places[node]
             self._refuse_lost_writes(self._resolved(node.args[0]), place)
             self._write(node.args[0], Ref(functional_value(self._draft, target, args, kwargs, place, grad=self._grad)), place)
             self._same[node] = node.args[0]
         else:
-            self._op(node, torch.ops.aten.detach.default if target._opname in _DETACHES else target)
+            self._op(node, torch.ops.aten.detach.default if short_name(target) in _DETACHES else target)
 
     def _op(self, node: fx.Node, target: OpOverload) -> None:
         args, kwargs = self._arguments(node)
@@ -263,7 +263,7 @@ def _written_nodes(node: fx.Node, target: OpOverload) -> list[fx.Node]:
     if not positions:
         return []
     bound = bind(target, node.args, node.kwargs)
-    if target._opname == "batch_norm" and not bound["training"]:
+    if short_name(target) == "batch_norm" and not bound["training"]:
         return []
     arguments = list(bound.values())
     return [arguments[i] for i in positions if isinstance(arguments[i], fx.Node)]
