@@ -41,8 +41,9 @@ def message(module: nn.Module, *args: Any, mode: Any = "train", **kwargs: Any) -
         (lambda y: {}["loss"], "KeyError"),
     ],
 )
-def test_a_failure_of_export_names_the_users_line(then: Callable[[Tensor], Any], words: str) -> None:
+def test_a_failure_of_export_names_the_users_line(then: Callable[[Tensor], Any], words: str, capfd: pytest.CaptureFixture[str]) -> None:
     text = message(Model(then), torch.ones(2, 4))
+    assert capfd.readouterr() == ("", ""), "torch prints its graph and logs"
     assert words in text and "test_capture_errors.py:" in text, text
     assert "Traceback" not in text and len(text.splitlines()) <= 4, text
 
@@ -73,3 +74,15 @@ def test_inputs_that_forward_does_not_take_are_named() -> None:
 def test_control_flow_operators_are_named() -> None:
     text = message(Model(lambda y: torch.cond(y.sum() > 0, lambda z: z.sin(), lambda z: z.cos(), (y,)).sum()), torch.ones(2, 4))
     assert "cond" in text
+
+
+def test_outputs_of_an_unknown_type_are_named() -> None:
+    class Unknown:
+        pass
+
+    assert "a type torch.export does not know" in message(Model(lambda y: (Unknown(), y.sum())), torch.ones(2, 4))
+
+
+def test_what_forward_prints_is_not_data(capsys: pytest.CaptureFixture[str]) -> None:
+    capture(Model(lambda y: (print("hello"), y.sum())[1]), (torch.ones(2, 4),), mode="train")
+    assert capsys.readouterr() == ("", "hello\n")

@@ -7,8 +7,11 @@ forward makes from literals are real and keep their values.
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,11 +112,26 @@ def _without_storage(module: nn.Module, fake: _Faker) -> Iterator[None]:
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     try:
-        return torch.export.export(module, args, kwargs, strict=False)
+        with _one_message_on_failure():
+            return torch.export.export(module, args, kwargs, strict=False)
     except AutoplanError:
         raise
     except Exception as error:
         raise _explained(error) from None
+
+
+@contextmanager
+def _one_message_on_failure() -> Iterator[None]:
+    """What forward and torch print goes to stderr, and to nowhere if export fails: torch then prints its whole graph."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed):
+            yield
+        sys.stderr.write(printed.getvalue())
+    finally:
+        logging.disable(disabled)
 
 
 @dataclass(frozen=True)
@@ -137,7 +155,7 @@ _CAUSES = (
         "use a form of fixed shape: a mask with torch.where in place of boolean indexing or nonzero",
     ),
     _Cause(("two different devices",), "forward mixes tensors of two devices", "make tensors inside forward on the device of an input, e.g. device=x.device"),
-    _Cause(("Unsupported input type", "Unsupported output type", "register_pytree_node"), "an input or output of a type torch.export does not know", "use tensors in tuples, lists, dicts and dataclasses registered as pytrees"),
+    _Cause(("Unsupported input type", "not a known type", "register_pytree_node"), "an input or output of a type torch.export does not know", "use tensors in tuples, lists, dicts and dataclasses registered as pytrees"),
 )  # fmt: skip
 
 
@@ -158,4 +176,5 @@ def _explained(error: Exception) -> TargetError:
 
 def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:200] if lines else "no reason given"
+    line = lines[0] if lines else "no reason given"
+    return line if len(line) <= 160 else f"{line[:160]} ..."
