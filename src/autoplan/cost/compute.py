@@ -17,10 +17,8 @@ from autoplan.cost.families import (
     CUTS,
     DROPOUTS,
     EXPANSIONS,
-    LINEAR,
     LOOKUPS,
     NORMS,
-    OUTPUT_SAVED,
     PIECES,
     SOFTMAXES,
     is_view,
@@ -96,7 +94,9 @@ def local_call(call: Call, strategy: Strategy, mesh: Mesh) -> Call:
     return call
 
 
-def strategy_seconds(call: Call, strategy: Strategy, mesh: Mesh, hardware: Hardware, accumulated: frozenset[int] = frozenset()) -> ComputeCost:
+def strategy_seconds(
+    call: Call, strategy: Strategy, mesh: Mesh, hardware: Hardware, accumulated: frozenset[int] = frozenset()
+) -> ComputeCost:
     """What a call of GLOBAL shapes costs each device under `strategy`, with the collectives inside its local implementation.
 
     These exchange statistics, one fp32 number for each row of the first operand (cross-entropy: maximum, sum, picked logit;
@@ -266,17 +266,15 @@ def _attention_seconds(work: float, dtype: str, fit: Attention, hardware: Hardwa
 
 
 def _attention_flops(call: Call) -> int:
-    """Two products of [queries, keys] for each head, less what a causal mask hides.
+    """Two products of [queries, keys] for each head; a causal mask leaves half of a square.
 
-    Of S queries and T keys a causal mask shows half where S = T. With queries split over n ranks, T = n S, the last rank, for
-    which the others wait, sees 1 - S / 2T of its keys.
+    Where queries are split over ranks there are fewer queries than keys: the last rank, for which the others wait, sees all
+    keys, and the runtime hands the kernel an explicit mask, under which nothing is skipped.
     """
     q, k, v = (call.operands[index].shape for index in _operands(call, (0, "query"), (1, "key"), (2, "value")))
     queries, keys = q[-2], k[-2]
     work = 2 * prod(q[:-2]) * queries * keys * (q[-1] + v[-1])
-    if not call.arg(5, "is_causal", False):
-        return work
-    return round(work * (1 - min(queries, keys) / (2 * max(queries, keys, 1))))
+    return work // 2 if call.arg(5, "is_causal", False) and queries >= keys else work
 
 
 # --- everything else: bytes of each kernel, forward and backward -------------------------------------------------------
@@ -384,18 +382,3 @@ _PASSES: dict[str, Callable[[Call], Passes]] = {
     **dict.fromkeys(LOOKUPS, _looking_up),
     **dict.fromkeys(DROPOUTS, _dropping),
 }
-
-__all__ = [
-    "LINEAR",
-    "OUTPUT_SAVED",
-    "ComputeCost",
-    "Product",
-    "call_seconds",
-    "flops",
-    "inside_bytes",
-    "local_call",
-    "matmul_seconds",
-    "optimizer_seconds",
-    "product_of",
-    "strategy_seconds",
-]

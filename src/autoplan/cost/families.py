@@ -26,12 +26,20 @@ EXPANSIONS = frozenset("aten." + name for name in "expand expand_as broadcast_to
 
 CASTS = frozenset("aten." + name for name in "to _to_copy type_as float".split())
 
-LINEAR = frozenset("aten." + name for name in "add sub rsub neg sum mean cumsum clone contiguous cat stack copy lift_fresh_copy pad constant_pad_nd repeat".split())
+LINEAR = frozenset(
+    "aten." + name
+    for name in "add sub rsub neg sum mean cumsum clone contiguous cat stack copy lift_fresh_copy pad constant_pad_nd repeat".split()
+)
 """Ops whose gradient needs no saved value (with a scalar, mul and div as well: they have no second operand)."""
 
-NORMS = frozenset("aten." + name for name in "rms_norm layer_norm group_norm batch_norm native_layer_norm native_group_norm _native_batch_norm_legit instance_norm _fused_rms_norm".split())
+NORMS = frozenset(
+    "aten." + name
+    for name in "rms_norm layer_norm group_norm batch_norm native_layer_norm native_group_norm _native_batch_norm_legit instance_norm _fused_rms_norm".split()
+)
 
-OUTPUT_SAVED = frozenset("aten." + name for name in "softmax _softmax log_softmax _log_softmax exp tanh sigmoid sqrt rsqrt relu reciprocal".split())
+OUTPUT_SAVED = frozenset(
+    "aten." + name for name in "softmax _softmax log_softmax _log_softmax exp tanh sigmoid sqrt rsqrt relu reciprocal".split()
+)
 """Ops whose gradient is computed from their output."""
 
 SOFTMAXES = frozenset("aten." + name for name in "softmax _softmax log_softmax _log_softmax".split())
@@ -61,7 +69,11 @@ def is_view(call: Call) -> bool:
     if not call.operands or not call.outputs:
         return False
     if name in CASTS:
-        return call.outputs[0].dtype == call.operands[0].dtype and call.outputs[0].shape == call.operands[0].shape and not call.kwargs.get("copy")
+        return (
+            call.outputs[0].dtype == call.operands[0].dtype
+            and call.outputs[0].shape == call.operands[0].shape
+            and not call.kwargs.get("copy")
+        )
     return name in DROPOUTS and not drops(call)
 
 

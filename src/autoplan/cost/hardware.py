@@ -220,5 +220,3 @@ def _rising(sizes: tuple[float, ...], seconds: tuple[float, ...], table: Section
         least = min(least, time)
         points.append((size, least))
     return tuple(reversed(points))
-
-

@@ -90,8 +90,10 @@ def _indices(call: Call) -> Saved:
 
 
 def _attention(call: Call) -> Saved:
-    """q, k, v, the mask, the output, and the log-sum-exp of each query in fp32."""
-    return Saved(frozenset(range(len(call.operands))), frozenset({0}), 4 * prod(call.operands[0].shape[:-1]))
+    """q, k, v, the mask, the output, and the log-sum-exp of each query in fp32; with split queries also a causal mask of bools."""
+    queries, keys = call.operands[0].shape[-2], call.operands[1].shape[-2]
+    mask = queries * keys if call.arg(5, "is_causal", False) and queries < keys else 0
+    return Saved(frozenset(range(len(call.operands))), frozenset({0}), 4 * prod(call.operands[0].shape[:-1]) + mask)
 
 
 def _norm(call: Call) -> Saved:

@@ -14,20 +14,27 @@ from autoplan.cost.communication import steps_seconds
 from autoplan.cost.compute import ComputeCost, local_call, optimizer_seconds, strategy_seconds
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.memory import ParameterBytes, saved, state_bytes, transient_bytes
-from autoplan.cost.options import CostOptions
-from autoplan.graph.ir import Graph, Node
+from autoplan.cost.savings import local_bytes
+from autoplan.graph.ir import Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of, gradient_of, local_shape
+from autoplan.plan.schema import Options
 from autoplan.redistribution import lower
 from autoplan.rules.row import Call, Strategy, call_of
 
 
+def trains(options: Options) -> bool:
+    """Whether there is a backward pass."""
+    return options.mode == "train"
+
+
 def accumulated_operands(graph: Graph, node: Node) -> frozenset[int]:
     """Operands that a later node reads as well: in backward their gradient is there first, and this node's is added to it."""
-    return frozenset(
-        k
-        for k, value in enumerate(node.inputs)
-        if graph.values[value].needs_grad and graph.consumers[value] and (graph.consumers[value][-1][0].id, graph.consumers[value][-1][1]) != (node.id, k)
-    )
+    return frozenset(k for k, value in enumerate(node.inputs) if graph.values[value].needs_grad and _is_read_after(graph, node, k))
+
+
+def _is_read_after(graph: Graph, node: Node, operand: int) -> bool:
+    last, position = graph.consumers[node.inputs[operand]][-1]
+    return (last.id, position) != (node.id, operand)
 
 
 def node_seconds(graph: Graph, node: Node, strategy: Strategy, mesh: Mesh, hardware: Hardware) -> ComputeCost:
@@ -63,14 +70,18 @@ class ParameterState:
     optimizer_s: float
 
 
-def parameter_state(shape: tuple[int, ...], stored: Placements, mesh: Mesh, hardware: Hardware, options: CostOptions, *, trainable: bool = True) -> ParameterState:
+def parameter_state(
+    shape: tuple[int, ...], stored: Placements, mesh: Mesh, hardware: Hardware, options: Options, *, trainable: bool = True
+) -> ParameterState:
     """Local bytes of parameter, gradient and optimizer states, and the seconds of the optimizer step over them."""
-    held = state_bytes(prod(local_shape(shape, stored, mesh)), options.precision, options.optimizer, trainable=trainable and options.trains)
+    held = state_bytes(
+        prod(local_shape(shape, stored, mesh)), options.precision, options.optimizer, trainable=trainable and trains(options)
+    )
     steps = options.optimizer != "none"
     return ParameterState(held, optimizer_seconds(held.parameter, held.gradient, held.optimizer, hardware) if steps else 0.0)
 
 
-def parameter_gradient_bytes(parameter_bytes: int, options: CostOptions) -> int:
+def parameter_gradient_bytes(parameter_bytes: int, options: Options) -> int:
     """Bytes of a parameter's gradient as it is reduced: of the parameter's dtype, but fp32 with a master."""
     return 2 * parameter_bytes if options.precision == "bf16-master" else parameter_bytes
 
@@ -82,6 +93,18 @@ def parameter_forward_seconds(
     return (2 if regather and trains else 1) * forward_seconds(parameter_bytes, stored, used, mesh, hardware)
 
 
-def parameter_backward_seconds(parameter_bytes: int, stored: Placements, used: Placements, mesh: Mesh, hardware: Hardware, options: CostOptions) -> float:
+def parameter_backward_seconds(
+    parameter_bytes: int, stored: Placements, used: Placements, mesh: Mesh, hardware: Hardware, options: Options
+) -> float:
     """Seconds to bring a trainable parameter's gradient from its use to how it is stored."""
     return backward_seconds(parameter_gradient_bytes(parameter_bytes, options), stored, used, mesh, hardware)
+
+
+def used_copy_bytes(value: Value, stored: Placements, used: Placements, mesh: Mesh, options: Options) -> int:
+    """Bytes on each device of a parameter as it is used (`value` in compute dtype), where that is not the stored tensor itself.
+
+    With fp32 masters it never is: the use is a bf16 copy.
+    """
+    if forward_of(stored) == forward_of(used) and options.precision != "bf16-master":
+        return 0
+    return local_bytes(value, forward_of(used), mesh)

@@ -58,7 +58,9 @@ def saved_values(graph: Graph) -> SavedMap:
     return SavedMap({value: frozenset(readers) for value, readers in keepers.items()}, frozenset(made), alias_of)
 
 
-def kept_placements(value: int, kept: SavedMap, produced: Placements, needs: Collection[tuple[Placements, Collection[Reader]]]) -> frozenset[Placements]:
+def kept_placements(
+    value: int, kept: SavedMap, produced: Placements, needs: Collection[tuple[Placements, Collection[Reader]]]
+) -> frozenset[Placements]:
     """The placements in which a device keeps a tensor of its own of `value` from forward to backward.
 
     `needs` are the states it is read in with their readers; states that differ only in the gradient's kind share one tensor.
@@ -73,7 +75,9 @@ def kept_placements(value: int, kept: SavedMap, produced: Placements, needs: Col
     return frozenset(found)
 
 
-def kept_bytes(graph: Graph, value: int, kept: SavedMap, produced: Placements, needs: Collection[tuple[Placements, Collection[Reader]]], mesh: Mesh) -> int:
+def kept_bytes(
+    graph: Graph, value: int, kept: SavedMap, produced: Placements, needs: Collection[tuple[Placements, Collection[Reader]]], mesh: Mesh
+) -> int:
     """Bytes of activations that a device keeps of one value; 0 for parameters, buffers and constants, which are there anyhow."""
     spec = graph.values[value]
     if spec.kind in ("parameter", "buffer", "constant"):
@@ -127,7 +131,10 @@ def _orders_after(graph: Graph, node: Node, call: Call, orders: Mapping[int, Ord
     if name in EXPANSIONS and call.outputs[0].shape != call.operands[0].shape:
         return [None for _ in dense]
     if name in PIECES or name in ("aten.slice", "aten.narrow", "aten.select", "aten.diagonal"):
-        return [order if _whole_rows(call, spec.shape) and before == tuple(range(call.operands[0].ndim)) else None for order, spec in zip(dense, call.outputs, strict=True)]
+        return [
+            order if _whole_rows(call, spec.shape) and before == tuple(range(call.operands[0].ndim)) else None
+            for order, spec in zip(dense, call.outputs, strict=True)
+        ]
     if name in ("aten.reshape", "aten.flatten") or before == tuple(range(call.operands[0].ndim)):
         return list(dense)
     return [before if graph.values[out].shape == call.operands[0].shape else None for out in node.outputs]

@@ -1,0 +1,241 @@
+"""What one step of an assignment costs each device: seconds and bytes over the whole unfolded graph.
+
+`prediction` answers in seconds and bytes, `predict` in the ms and GiB of the plan file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from autoplan.assignment import Assignment
+from autoplan.assignment.gathers import Bucket, GatherGroup, GatherMember
+from autoplan.assignment.redistributions import redistributions
+from autoplan.cost.communication import collective_seconds, step_seconds, steps_seconds
+from autoplan.cost.compute import ComputeCost
+from autoplan.cost.hardware import GIB, Hardware
+from autoplan.cost.memory import ParameterBytes
+from autoplan.cost.primitives import extra_saved_bytes, node_seconds, node_transient_bytes, parameter_state, trains, used_copy_bytes
+from autoplan.cost.savings import kept_bytes, local_bytes, saved_values
+from autoplan.graph.ir import Graph, Node
+from autoplan.placement import Mesh, forward_of
+from autoplan.plan.schema import CommunicationMs, MemoryGib, Options, Predicted
+from autoplan.rules.row import call_of
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device at the moment of the peak."""
+
+    parameters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    gathered: int = 0
+    transient: int = 0
+
+    @property
+    def peak(self) -> int:
+        """The sum of the parts."""
+        return self.parameters + self.gradients + self.optimizer + self.activations + self.gathered + self.transient
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One step on one device: seconds by what takes them, and memory at its peak.
+
+    `host_s` is the time in which the device waits for the host. Nothing is hidden or recomputed yet.
+    """
+
+    compute_s: float = 0.0
+    recompute_s: float = 0.0
+    optimizer_s: float = 0.0
+    host_s: float = 0.0
+    exposed_s: float = 0.0
+    hidden_s: float = 0.0
+    memory: Memory = field(default=Memory())
+
+    @property
+    def step_s(self) -> float:
+        """All that a step waits for."""
+        return self.compute_s + self.recompute_s + self.optimizer_s + self.host_s + self.exposed_s
+
+
+def predict(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> Predicted:
+    """The prediction as the plan file says it, in ms and GiB."""
+    found = prediction(assignment, groups, hardware, options)
+    memory = found.memory
+    return Predicted(
+        step_ms=1e3 * found.step_s,
+        compute_ms=1e3 * found.compute_s,
+        recompute_ms=1e3 * found.recompute_s,
+        optimizer_ms=1e3 * found.optimizer_s,
+        host_ms=1e3 * found.host_s,
+        communication_ms=CommunicationMs(1e3 * found.exposed_s, 1e3 * found.hidden_s),
+        memory_gib=MemoryGib(
+            peak=memory.peak / GIB,
+            parameters=memory.parameters / GIB,
+            gradients=memory.gradients / GIB,
+            optimizer=memory.optimizer / GIB,
+            activations=memory.activations / GIB,
+            gathered=memory.gathered / GIB,
+            transient=memory.transient / GIB,
+        ),
+    )
+
+
+def prediction(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> Prediction:
+    """What a step of `assignment` costs each device, parameters travelling in `groups` (see `assignment.gathers`)."""
+    compute_s, inside_s = _compute_seconds(assignment, hardware)
+    exposed_s = inside_s + activation_seconds(assignment, hardware) + parameter_seconds(assignment, groups, hardware, options)
+    optimizer_s = sum(optimizer for _, optimizer in _parameter_states(assignment, hardware, options))
+    host_s = host_seconds(assignment, groups, hardware)
+    return Prediction(
+        compute_s=compute_s,
+        optimizer_s=optimizer_s,
+        host_s=max(0.0, host_s - (compute_s + exposed_s + optimizer_s)),
+        exposed_s=exposed_s,
+        memory=memory_at_peak(assignment, groups, hardware, options),
+    )
+
+
+def _compute_seconds(assignment: Assignment, hardware: Hardware) -> tuple[float, float]:
+    """Seconds of computing, and of the collectives inside ops."""
+    compute_s = inside_s = 0.0
+    for node, strategy in zip(assignment.graph.nodes, assignment.strategies, strict=True):
+        cost = node_seconds(assignment.graph, node, strategy, assignment.mesh, hardware)
+        compute_s += cost.forward_s + cost.backward_s
+        inside_s += cost.inside_s
+    return compute_s, inside_s
+
+
+def activation_seconds(assignment: Assignment, hardware: Hardware) -> float:
+    """Seconds of redistributing activations, forward and backward."""
+    graph, mesh = assignment.graph, assignment.mesh
+    return sum(steps_seconds(r.forward + r.backward, graph.values[r.value].bytes, mesh, hardware) for r in redistributions(assignment))
+
+
+def parameter_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> float:
+    """Seconds of gathering parameters (again in backward where the group says so) and of reducing their gradients."""
+    graph, mesh = assignment.graph, assignment.mesh
+    wide = 2 if options.precision == "bf16-master" else 1  # gradients are reduced in fp32
+    seconds = 0.0
+    for group in groups:
+        for buckets, factor in ((group.forward, 1), (group.again if trains(options) else (), 1), (group.backward, wide)):
+            seconds += sum(_bucket_seconds(bucket, group.members, factor, graph, mesh, hardware) for bucket in buckets)
+    return seconds
+
+
+def _bucket_seconds(bucket: Bucket, members: Sequence[GatherMember], factor: int, graph: Graph, mesh: Mesh, hardware: Hardware) -> float:
+    """One collective for the whole bucket; packing it costs a copy of its parts, and unpacking one of the whole."""
+    sizes = [factor * graph.values[members[index].value].bytes for index in bucket.members]
+    if len(sizes) == 1 or not bucket.is_collective:
+        return sum(step_seconds(step, size, mesh, hardware) for step, size in zip(bucket.steps, sizes, strict=True))
+    full = sum(size / step.full_divisor for step, size in zip(bucket.steps, sizes, strict=True))
+    part = full / mesh.group_size(bucket.axes)
+    packed = {"all-gather": (2 * part, 2 * full), "reduce-scatter": (2 * full, 2 * part), "all-reduce": (2 * full, 2 * full)}
+    return collective_seconds(bucket.kind, bucket.axes, full, mesh, hardware) + sum(map(hardware.copy_seconds, packed[bucket.kind]))
+
+
+def _parameter_states(assignment: Assignment, hardware: Hardware, options: Options) -> list[tuple[ParameterBytes, float]]:
+    graph, mesh = assignment.graph, assignment.mesh
+    states = [
+        parameter_state(graph.values[p.value].shape, assignment.produced[p.value], mesh, hardware, options, trainable=p.trainable)
+        for p in graph.parameters
+    ]
+    return [(state.bytes, state.optimizer_s) for state in states]
+
+
+def host_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware) -> float:
+    """Seconds the host is busy in an eager step: by op, by redistribution and by bucket of parameters."""
+    moves = len(redistributions(assignment)) + sum(len(g.forward) + len(g.backward) + len(g.again) for g in groups)
+    return len(assignment.graph.nodes) * hardware.host.op_s + moves * hardware.host.redistribution_s
+
+
+def memory_at_peak(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> Memory:
+    """The greater of two moments: forward is over and backward begins, and the optimizer steps.
+
+    In between, activations go as gradients come. In inference: the largest op with the parameters.
+    """
+    held = [state for state, _ in _parameter_states(assignment, hardware, options)]
+    parameters = sum(state.parameter for state in held) + _buffer_bytes(assignment)
+    gathered, transient = gathered_bytes(assignment, groups, options), transient_bytes_of(assignment)
+    optimizer = sum(state.optimizer for state in held)
+    turn = Memory(parameters, 0, optimizer, activation_bytes(assignment), gathered, transient)
+    step = Memory(parameters, sum(state.gradient for state in held), optimizer)
+    return max(turn, step, key=lambda moment: moment.peak)
+
+
+def activation_bytes(assignment: Assignment) -> int:
+    """Bytes kept from forward to backward: each tensor once, a redistributed copy as its own, and what ops keep beside."""
+    graph, mesh = assignment.graph, assignment.mesh
+    kept = saved_values(graph)
+    values = sum(
+        kept_bytes(
+            graph, value.id, kept, assignment.produced[value.id], [(need.state, need.readers) for need in assignment.needs[value.id]], mesh
+        )
+        for value in graph.values
+    )
+    nodes = zip(graph.nodes, assignment.strategies, strict=True)
+    return values + sum(extra_saved_bytes(call_of(graph, node), strategy, mesh) for node, strategy in nodes)
+
+
+def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], options: Options) -> int:
+    """Bytes of parameters as they are used: those kept for backward, and the largest group in flight with its gradients."""
+    in_group = {member.value for group in groups for member in group.members}
+    alone = sum(
+        used_copy_bytes(assignment.graph.values[p.value], assignment.produced[p.value], need.state, assignment.mesh, options)
+        for p in assignment.graph.parameters
+        if p.value not in in_group
+        for need in assignment.needs[p.value]
+    )
+    sizes = [_group_bytes(assignment, group, options) for group in groups]
+    if not trains(options):
+        return alone + sum(used for used, _, _ in sizes)
+    kept = sum(saved for group, (_, saved, _) in zip(groups, sizes, strict=True) if not group.regather)
+    in_flight = max(
+        (gradients + (used if group.regather else 0) for group, (used, _, gradients) in zip(groups, sizes, strict=True)), default=0
+    )
+    return alone + kept + in_flight
+
+
+def _group_bytes(assignment: Assignment, group: GatherGroup, options: Options) -> tuple[int, int, int]:
+    """Bytes of a group's used parameters, of those that ops keep for backward, and of their gradients before they are reduced."""
+    graph, mesh = assignment.graph, assignment.mesh
+    trainable = {p.value for p in graph.parameters if p.trainable}
+    used = kept = gradients = 0
+    for member in group.members:
+        value = graph.values[member.value]
+        if member.is_first:
+            nbytes = used_copy_bytes(value, member.store, member.state, mesh, options)
+            used += nbytes
+            kept += nbytes if member.saved else 0
+        if member.value in trainable and member.backward:
+            gradients += local_bytes(value, forward_of(member.state), mesh)
+    return used, kept, gradients
+
+
+def transient_bytes_of(assignment: Assignment) -> int:
+    """Bytes of the largest temporaries of any op."""
+    graph, mesh = assignment.graph, assignment.mesh
+    nodes = zip(graph.nodes, assignment.strategies, strict=True)
+    return max((node_transient_bytes(call_of(graph, node), strategy, mesh) for node, strategy in nodes), default=0)
+
+
+def _buffer_bytes(assignment: Assignment) -> int:
+    """Bytes of buffers and constants, in the states they are read in."""
+    graph, mesh = assignment.graph, assignment.mesh
+    return sum(
+        local_bytes(value, forward_of(assignment.produced[value.id]), mesh)
+        for value in graph.values
+        if value.kind in ("buffer", "constant")
+    )
+
+
+def fallback_seconds(assignment: Assignment, node: Node, hardware: Hardware) -> float:
+    """Seconds that an op without a rule adds to a step by running on every device instead of being split evenly."""
+    cost: ComputeCost = node_seconds(assignment.graph, node, assignment.strategies[node.id], assignment.mesh, hardware)
+    return cost.seconds * (1 - 1 / assignment.mesh.size)
+
+
+__all__ = ["Memory", "Prediction", "fallback_seconds", "predict", "prediction"]
