@@ -6,7 +6,7 @@ Backward counts only gradients of operands that need one. The planner asks thous
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -279,7 +279,7 @@ def _attention_flops(call: Call) -> int:
 
 # --- everything else: bytes of each kernel, forward and backward -------------------------------------------------------
 
-Passes = tuple[list[float], list[float]]
+Passes = tuple[Sequence[float], Sequence[float]]
 
 
 def _view_backward(name: str, call: Call, hardware: Hardware) -> float:
@@ -298,7 +298,7 @@ def _pointwise(call: Call) -> Passes:
     made = sum(map(spec_bytes, call.outputs))
     forward = [sum(map(spec_bytes, call.operands)) + made]
     gradient = spec_bytes(call.outputs[0]) if call.outputs else 0
-    backward = []
+    backward: list[float] = []
     for k, spec in enumerate(call.operands):
         if spec.needs_grad:
             others = [spec_bytes(other) for j, other in enumerate(call.operands) if j != k]

@@ -7,48 +7,44 @@ from math import prod
 from autoplan.graph.ir import ITEM_BYTES
 from autoplan.rules.row import Call, TensorSpec
 
-VIEWS = frozenset(
-    "aten." + name
-    for name in (
-        "view reshape _unsafe_view view_as flatten unflatten transpose permute t numpy_T mT swapaxes swapdims movedim expand expand_as "
-        "broadcast_to unsqueeze squeeze detach alias lift_fresh slice select narrow split split_with_sizes chunk tensor_split unbind diagonal"
-    ).split()
+
+def _aten(names: str) -> frozenset[str]:
+    return frozenset(f"aten.{name}" for name in names.split())
+
+
+VIEWS = _aten(
+    "view reshape _unsafe_view view_as flatten unflatten transpose permute t numpy_T mT swapaxes swapdims movedim expand expand_as "
+    "broadcast_to unsqueeze squeeze detach alias lift_fresh slice select narrow split split_with_sizes chunk tensor_split unbind diagonal"
 )
 """Ops whose outputs share their first operand's memory (reshape where its strides allow)."""
 
-CUTS = frozenset("aten." + name for name in "slice select narrow diagonal".split())
+CUTS = _aten("slice select narrow diagonal")
 """Views of a part, whose backward fills a tensor of the whole with zeros."""
 
-PIECES = frozenset("aten." + name for name in "split split_with_sizes chunk tensor_split unbind".split())
+PIECES = _aten("split split_with_sizes chunk tensor_split unbind")
 """Views of all parts, whose backward puts them together again."""
 
-EXPANSIONS = frozenset("aten." + name for name in "expand expand_as broadcast_to".split())
+EXPANSIONS = _aten("expand expand_as broadcast_to")
 
-CASTS = frozenset("aten." + name for name in "to _to_copy type_as float".split())
+CASTS = _aten("to _to_copy type_as float")
 
-LINEAR = frozenset(
-    "aten." + name
-    for name in "add sub rsub neg sum mean cumsum clone contiguous cat stack copy lift_fresh_copy pad constant_pad_nd repeat".split()
-)
-"""Ops whose gradient needs no saved value (with a scalar, mul and div as well: they have no second operand)."""
+LINEAR = _aten("add sub rsub neg sum mean cumsum clone contiguous cat stack copy lift_fresh_copy pad constant_pad_nd repeat")
+"""Ops whose gradient needs no saved value."""
 
-NORMS = frozenset(
-    "aten." + name
-    for name in "rms_norm layer_norm group_norm batch_norm native_layer_norm native_group_norm _native_batch_norm_legit instance_norm _fused_rms_norm".split()
+NORMS = _aten(
+    "rms_norm layer_norm group_norm batch_norm instance_norm native_layer_norm native_group_norm _native_batch_norm_legit _fused_rms_norm"
 )
 
-OUTPUT_SAVED = frozenset(
-    "aten." + name for name in "softmax _softmax log_softmax _log_softmax exp tanh sigmoid sqrt rsqrt relu reciprocal".split()
-)
+OUTPUT_SAVED = _aten("softmax _softmax log_softmax _log_softmax exp tanh sigmoid sqrt rsqrt relu reciprocal")
 """Ops whose gradient is computed from their output."""
 
-SOFTMAXES = frozenset("aten." + name for name in "softmax _softmax log_softmax _log_softmax".split())
+SOFTMAXES = _aten("softmax _softmax log_softmax _log_softmax")
+
+LOOKUPS = _aten("index gather index_select take_along_dim")
+
+DROPOUTS = _aten("dropout native_dropout")
 
 ATTENTION = "aten.scaled_dot_product_attention"
-
-LOOKUPS = frozenset("aten." + name for name in "index gather index_select take_along_dim".split())
-
-DROPOUTS = frozenset(("aten.dropout", "aten.native_dropout"))
 
 
 def op_name(op: str) -> str:

@@ -166,7 +166,7 @@ def _hardware(path: Path, top: Section, problems: Problems) -> Hardware | None:
 def _compute(section: Section) -> Compute:
     section.allow("flops_per_s", "bytes_per_s", "launch_s", "matmul", "attention_forward", "attention_backward")
     peaks = section.section("flops_per_s")
-    flops_per_s = {dtype: peaks.number(dtype) for dtype in peaks.keys()}
+    flops_per_s = {dtype: peaks.number(dtype) for dtype in peaks.names()}
     if "float32" not in flops_per_s:
         section.problems.add("flops_per_s", "float32 is missing", section)
     matmul = section.section("matmul")
@@ -192,8 +192,8 @@ def _node_link(section: Section) -> NodeLink:
     latency.allow("pair", "per_doubling")
     speeds.allow(*KINDS)
     measured: dict[tuple[int, str], tuple[tuple[float, float], ...]] = {}
-    tables = section.section("measured") if "measured" in section.keys() else None
-    for group in tables.keys() if tables else ():
+    tables = section.section("measured") if "measured" in section.names() else None
+    for group in tables.names() if tables else ():
         assert tables is not None
         table = tables.section(group)
         table.allow("bytes", *KINDS)

@@ -51,7 +51,7 @@ class Section:
                 problems.add(key, "given twice", self)
             self._nodes[key], self._lines[key] = value_node, at
 
-    def keys(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """The keys, in the order of the file."""
         return tuple(self._nodes)
 

@@ -1,0 +1,43 @@
+"""What was measured on 4 H200 of one host (torch 2.11.0+cu130, NCCL 2.28.9, bf16, November 2026): the profile is fitted to it."""
+
+MATMULS = (  # F.linear of [M, K] by [N, K]: M, K, N, microseconds
+    (8192, 4096, 4096, 365.98),
+    (8192, 4096, 1024, 106.05),
+    (8192, 4096, 14336, 1226.16),
+    (8192, 14336, 4096, 1204.13),
+    (2048, 4096, 4096, 113.52),
+    (512, 4096, 4096, 42.34),
+    (8192, 4096, 3584, 342.59),
+    (8192, 4096, 128256, 12379.23),
+    (16384, 2048, 8192, 961.55),
+    (4096, 8192, 8192, 898.06),
+    (8192, 1024, 4096, 161.7),
+    (32768, 4096, 1024, 480.35),
+)
+ATTENTIONS = (  # causal, head size 128: batch, heads, tokens, microseconds forward, forward and backward
+    (1, 32, 8192, 944.59, 3548.86),
+    (1, 8, 8192, 326.72, 1104.53),
+    (4, 32, 2048, 309.73, 1176.02),
+    (4, 16, 4096, 524.22, 1940.99),
+)
+PRODUCTS = ((2**20, 16.7), (2**27, 194.24))  # x * y of n elements: n, microseconds
+NORMS = ((8192, 4096, 61.33), (32768, 4096, 172.18), (8192, 128256, 1646.43))  # rms_norm: rows, width, microseconds
+COLLECTIVES = (  # group, MiB of the full tensor, microseconds: all-gather, reduce-scatter, all-reduce, all-to-all
+    (4, 4, 67.89, 61.6, 68.38, 63.94),
+    (4, 16, 96.0, 90.02, 126.66, 99.31),
+    (4, 64, 214.42, 218.42, 375.31, 210.85),
+    (4, 256, 696.03, 711.71, 1232.7, 708.83),
+    (4, 1024, 2544.38, 2555.55, 4638.26, 2454.94),
+    (2, 4, 43.06, 48.14, 54.88, 39.41),
+    (2, 16, 67.9, 67.52, 90.67, 75.76),
+    (2, 64, 176.05, 182.46, 264.45, 156.45),
+    (2, 256, 572.86, 605.04, 911.79, 494.45),
+    (2, 1024, 1977.42, 2038.86, 3268.99, 1662.4),
+)
+EAGER_STEPS = (  # Llama on 4 GPUs, data parallel: size, parameters sharded, ms a step, GiB (None: DDP's own buffers come on top)
+    ("tiny", False, 17.43, None),
+    ("1b", False, 166.65, None),
+    ("1b", True, 193.0, 29.0),  # ms of local execution without overlap, GiB of FSDP2
+    ("8b_l8", False, 262.75, None),
+    ("8b_l8", True, 262.0, 30.55),  # the same
+)
