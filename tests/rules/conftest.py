@@ -27,7 +27,7 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prove_op() -> Prove:
     """Prove the strategies of a call on example tensors; how many there were."""
     return prove_strategies

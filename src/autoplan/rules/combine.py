@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from autoplan.errors import PlacementError
-from autoplan.placement import Mesh, R
+from autoplan.placement import Mesh, Partial, R, Shard
 from autoplan.rules.registry import rule_of
 from autoplan.rules.row import Call, Row, Strategy, make_strategy
 
@@ -41,7 +40,7 @@ def rows_of(call: Call) -> tuple[Row, ...]:
     replicated = next((row for row in given if row.is_replicated), replicated_row(call))
     if call.axis_size == 1:
         return (replicated,)
-    rows = dict.fromkeys(row for row in given if not row.is_replicated and _divides(call, row))
+    rows = dict.fromkeys(row for row in given if not row.is_replicated and _is_possible(call, row))
     # operands that only lend their shape do so under every row
     unread = [bool(rows) and all(row.ins[k] is None for row in rows) for k in range(len(call.operands))]
     if any(unread):
@@ -61,11 +60,19 @@ def cut_call(call: Call, row: Row, axis_size: int) -> Call:
     return replace(call, operands=operands, outputs=outputs, axis_size=axis_size)
 
 
-def _divides(call: Call, row: Row) -> bool:
-    try:
-        cut_call(call, row, 1)
-    except PlacementError:
-        return False
+def _is_possible(call: Call, row: Row) -> bool:
+    """Whether every shard divides and only floats are partial sums."""
+    placed = (*zip(call.operands, row.ins, strict=True), *zip(call.outputs, row.outs, strict=True))
+    for spec, placement in placed:
+        if isinstance(placement, Shard):
+            if (
+                placement.dim >= spec.ndim
+                or spec.shape[placement.dim] % (placement.groups * call.axis_size)
+                or not spec.shape[placement.dim]
+            ):
+                return False
+        elif isinstance(placement, Partial) and not spec.is_float:
+            return False
     return True
 
 

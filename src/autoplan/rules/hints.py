@@ -68,7 +68,7 @@ def _groups(call: Call, node: Node, mesh: Mesh) -> dict[tuple[int, int, int], No
     for n in mesh.shape:
         if n == 1:
             continue
-        following = {}
+        following: dict[tuple[tuple[int, ...], ...], Call] = {}
         for context in contexts.values():
             here = replace(context, axis_size=n)
             for row in rows_of(here):
@@ -91,7 +91,7 @@ def _is_grouped(placement: Placement | None) -> bool:
 
 def _add(found: dict[int, list[dict[int, None]]], graph: Graph, groups: Iterable[tuple[int, int, int]]) -> list[int]:
     """Enter what is new and fits under the cap; the values that changed."""
-    changed = {}
+    changed: dict[int, None] = {}
     for value, dim, count in groups:
         dims = found.setdefault(value, [{} for _ in graph.values[value].shape])
         if count not in dims[dim] and len(dims[dim]) < MOST_GROUPS:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoplan.collectives import run_simulated
+from autoplan.collectives import SimulatedCollectives, run_simulated
 from autoplan.graph.ir import Ref, map_refs
 from autoplan.placement import Mesh, Partial, Placements, Shard, forward_of, gradient_of, local_shape
 from autoplan.rules.execute import localize, torch_op
@@ -94,31 +94,46 @@ def _check(call: Call, strategy: Strategy, mesh: Mesh, operands: Sequence[Tensor
         gradients = _gradients(made, [None if g is None else g[here] for g in local_gradients], inputs)
         return [y.detach() for y in made], gradients, group.counts
 
-    ranks = dict(zip(mesh.coordinates(), run_simulated(mesh, rank_main), strict=True))
+    results = run_simulated(mesh, rank_main) if strategy.inside() else [rank_main(_alone(mesh, here)) for here in mesh.coordinates()]
+    ranks = dict(zip(mesh.coordinates(), results, strict=True))
     for j, (spec, state) in enumerate(zip(call.outputs, strategy.makes, strict=True)):
         parts = {here: made[j] for here, (made, _, _) in ranks.items()}
         shape = local_shape(spec.shape, forward_of(state), mesh)
         assert all(tuple(part.shape) == shape for part in parts.values()), (
             f"output {j} has shape {[tuple(p.shape) for p in parts.values()]}, not {shape}"
         )
-        _compare(f"output {j}", join_local(parts, forward_of(state), mesh), outputs[j].detach())
+        _compare(f"output {j}", _joined(f"output {j}", parts, forward_of(state), mesh), outputs[j].detach())
     for k, (spec, operand_state) in enumerate(zip(call.operands, strategy.needs, strict=True)):
         if not spec.needs_grad or operand_state is None:
             continue
         zero = torch.zeros(local_shape(spec.shape, forward_of(operand_state), mesh), dtype=operands[k].dtype)
-        found = {here: zero if gradients[k] is None else gradients[k] for here, (_, gradients, _) in ranks.items()}
-        target = wanted[k] if wanted[k] is not None else torch.zeros_like(operands[k])
-        _compare(f"gradient of operand {k}", join_local(found, gradient_of(operand_state), mesh), target)
+        found = {here: _or(gradients[k], zero) for here, (_, gradients, _) in ranks.items()}
+        target = _or(wanted[k], torch.zeros_like(operands[k]))
+        name = f"gradient of operand {k}"
+        _compare(name, _joined(name, found, gradient_of(operand_state), mesh), target)
     inside = Counter(strategy.inside())
     for here, (_, _, counts) in ranks.items():
         counts = Counter({key: n for key, n in counts.items() if mesh.group_size(key[1]) > 1})
         assert counts == inside, f"rank {here} ran {dict(counts)}, the rows say {dict(inside)}"
 
 
+def _alone(mesh: Mesh, coordinate: tuple[int, ...]) -> SimulatedCollectives:
+    """A rank that needs nobody: without collectives there is nothing to run in lock-step for, and no threads to start."""
+
+    def refuse(_: tuple[int, ...], axes: tuple[int, ...]) -> Any:
+        raise AssertionError(f"a collective over axes {axes} that the rows do not list")
+
+    return SimulatedCollectives(mesh, coordinate, refuse)
+
+
 def _run_global(call: Call, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     inputs = [x.clone().requires_grad_(spec.needs_grad) for x, spec in zip(operands, call.operands, strict=True)]
     args, kwargs = map_refs((call.args, dict(call.kwargs)), lambda ref: inputs[ref.value])
     return _as_list(torch_op(call.op)(*args, **kwargs), len(call.outputs)), inputs
+
+
+def _or(gradient: Tensor | None, zero: Tensor) -> Tensor:
+    return zero if gradient is None else gradient
 
 
 def _as_list(result: Any, count: int) -> list[Tensor]:
@@ -172,6 +187,13 @@ def join_local(parts: dict[tuple[int, ...], Tensor], placements: Placements, mes
         prefixes = sorted({here[:axis] for here in parts})
         parts = {prefix: _join([parts[*prefix, i] for i in range(mesh.shape[axis])], placements[axis]) for prefix in prefixes}
     return parts[()]
+
+
+def _joined(what: str, parts: dict[tuple[int, ...], Tensor], placements: Placements, mesh: Mesh) -> Tensor:
+    try:
+        return join_local(parts, placements, mesh)
+    except AssertionError as error:
+        raise AssertionError(f"{what}: {error}") from None
 
 
 def _join(parts: list[Tensor], placement: Any) -> Tensor:

@@ -23,6 +23,11 @@ class TensorSpec:
         """The number of dims."""
         return len(self.shape)
 
+    @property
+    def is_float(self) -> bool:
+        """Whether it can be a partial sum."""
+        return "float" in self.dtype or "complex" in self.dtype
+
     def groups(self, dim: int) -> tuple[int, ...]:
         """Group counts worth trying for `S(dim, groups)`: 1, and those that a neighbour in the graph can use."""
         found = self.hints[dim] if self.hints else frozenset()
@@ -122,7 +127,7 @@ def make_strategy(
     rows: tuple[Row, ...], partial: tuple[bool, ...], operands: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
 ) -> Strategy:
     """The strategy of `rows`, with the states that follow from them (DESIGN 4: gradient placements follow from the row)."""
-    needs = []
+    needs: list[Placements | None] = []
     for k, spec in enumerate(operands):
         placements = [row.ins[k] for row in rows]
         if any(p is None for p in placements):

@@ -36,6 +36,8 @@ def attention(call: Call) -> Iterator[Row]:
     random = "attention" if call.arg(4, "dropout_p", 0.0) > 0 else None
     causal = bool(call.arg(5, "is_causal", False))
     heads, queries = q.ndim - 3, q.ndim - 2
+    ratio = call.uncut_shape(0)[heads] // call.uncut_shape(1)[heads] if heads >= 0 else 1
+    shared = ratio > 1
 
     def row(dim: int, groups: int, cut_kv: bool, implementation: str | None) -> Row:
         ins: list[Placement] = [Shard(dim, groups)]
@@ -48,12 +50,13 @@ def attention(call: Call) -> Iterator[Row]:
     if random:
         yield Row(tuple(R for _ in call.operands), (R,), local=random)
     for dim in range(queries):
-        for groups in groups_of((q, dim), (out, dim)):
-            if dim != heads or q.shape[dim] == k.shape[dim]:
+        if dim != heads or not shared:
+            for groups in groups_of((q, dim), (out, dim)):
                 yield row(dim, groups, True, None)
-    if heads >= 0 and q.shape[heads] != k.shape[heads]:
-        divides = k.shape[heads] % call.axis_size == 0
-        yield row(heads, 1, divides, None if divides else "attention")
+    if shared:
+        # once an earlier axis has cut the queries' heads alone, those that a rank reads are no longer the ones it would be cut
+        together = k.shape[heads] % call.axis_size == 0 and q.shape[heads] // k.shape[heads] == ratio
+        yield row(heads, 1, together, None if together else "attention")
     for groups in groups_of((q, queries), (out, queries)):
         yield row(queries, groups, False, "attention" if causal else None)
 

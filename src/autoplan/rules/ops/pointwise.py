@@ -54,7 +54,7 @@ def pointwise(call: Call) -> Iterator[Row]:
         for groups in groups_of((output, dim), *places):
             ins = tuple(None if k == lender else shard_or_whole(d, groups) for k, d in enumerate(own))
             yield Row(ins, tuple(shard_or_whole(dim, groups) for _ in call.outputs))
-    if all("float" in spec.dtype for spec in call.outputs):
+    if all(spec.is_float for spec in call.outputs):
         for partial in _linear_forms(call, name):
             ins = tuple(None if k == lender else placement for k, placement in enumerate(partial))
             yield Row(ins, tuple(P for _ in call.outputs))

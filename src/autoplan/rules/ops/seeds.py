@@ -52,7 +52,11 @@ def _(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
 @contextmanager
 def seeded(call: LocalCall, device: torch.device) -> Iterator[None]:
     """The default generator of `device` seeded for this shard, put back afterwards: for ops that take no generator."""
-    cuda = [device] if device.type == "cuda" else []
-    with _DEFAULT_GENERATOR, torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(generator(call.seed, shard_number(call), torch.device("cpu")).initial_seed())
-        yield
+    default = torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator
+    with _DEFAULT_GENERATOR:
+        before = default.get_state()
+        default.manual_seed(generator(call.seed, shard_number(call), torch.device("cpu")).initial_seed())
+        try:
+            yield
+        finally:
+            default.set_state(before)

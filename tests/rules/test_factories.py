@@ -1,0 +1,41 @@
+"""Tensors made from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+X = torch.randn(6, 6)
+CASES = {
+    "arange": ("aten.arange.default", 12),
+    "arange from": ("aten.arange.start", 2, 14),
+    "arange with steps": ("aten.arange.start_step", 0, 24, 2),
+    "linspace": ("aten.linspace.default", 0.0, 1.0, 12),
+    "eye": ("aten.eye.default", 6),
+    "zeros": ("aten.zeros.default", [6, 6]),
+    "ones": ("aten.ones.default", [6, 6]),
+    "full": ("aten.full.default", [6, 6], 3),
+    "full of bools": ("aten.full.default", [6, 6], True),
+    "new_ones": ("aten.new_ones.default", X, [12]),
+    "new_zeros": ("aten.new_zeros.default", X, [6, 2]),
+    "new_full": ("aten.new_full.default", X, [6], 2.0),
+    "zeros_like": ("aten.zeros_like.default", X),
+    "ones_like": ("aten.ones_like.default", X > 0),
+    "full_like": ("aten.full_like.default", X, 2.0),
+    "scalar_tensor": ("aten.scalar_tensor.default", 2.0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_factories(prove_op: Callable[..., int], case: str) -> None:
+    op, *args = CASES[case]
+    kwargs = (
+        {"dtype": torch.bool}
+        if case == "new_ones"
+        else {"dtype": torch.float64}
+        if case in ("linspace", "eye", "zeros", "ones", "scalar_tensor")
+        else {}
+    )
+    assert prove_op(op, *args, **kwargs) > 0
