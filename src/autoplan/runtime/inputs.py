@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from autoplan import placement as ours
 from autoplan.errors import PlanError, UsageError
@@ -21,16 +22,33 @@ from autoplan.runtime.shards import local_part
 
 
 def to_torch(placements: Placements) -> tuple[Placement, ...]:
-    """Our placements as DTensor's; raises PlanError for grouped shards, which DTensor has no public name for."""
+    """Our placements as DTensor's; a grouped shard is its `_StridedShard`."""
     return tuple(map(_to_torch, placements))
 
 
 def _to_torch(placement: ours.Placement) -> Placement:
     if isinstance(placement, ours.Shard):
-        if placement.groups > 1:
-            raise PlanError(f"{placement} cannot be stored or returned", next_step=f"use S({placement.dim}) there")
-        return Shard(placement.dim)
+        return Shard(placement.dim) if placement.groups == 1 else _StridedShard(placement.dim, split_factor=placement.groups)
     return Partial("sum") if isinstance(placement, ours.Partial) else Replicate()
+
+
+def as_dtensor(local: Tensor, shape: Sequence[int], placements: Placements, device_mesh: DeviceMesh) -> DTensor:
+    """The DTensor of global `shape` of which this rank holds `local`; raises PlanError for placements that DTensor misreads.
+
+    Grouped shards are right in DTensor as long as no later axis cuts the same dim (torch 2.13: `full_tensor` of [S(0,3),
+    S(0,3)] is wrong, of [S(0,3), S(0)] fails).
+    """
+    for axis, placement in enumerate(placements):
+        inner = [
+            p for p in placements[axis + 1 :] if isinstance(p, ours.Shard) and isinstance(placement, ours.Shard) and p.dim == placement.dim
+        ]
+        if inner and isinstance(placement, ours.Shard) and placement.groups > 1:
+            raise PlanError(
+                f"{format_placements(placements)} is not a placement that DTensor can hold",
+                next_step="cut another dim on one of these axes",
+            )
+    stride = torch.empty(tuple(shape), device="meta").stride()
+    return DTensor.from_local(local, device_mesh, to_torch(placements), run_check=False, shape=torch.Size(shape), stride=stride)
 
 
 def shard_inputs(plan: Plan, device_mesh: DeviceMesh, batch: Any) -> Any:

@@ -19,6 +19,7 @@ _KINDS = {
     "all_reduce": "all-reduce",
     "all_to_all_single": "all-to-all",
 }
+_NO_COLLECTIVES = {"wait_tensor", "_wrap_tensor_autograd"}
 
 
 class Observer(TorchDispatchMode):
@@ -44,7 +45,7 @@ class Observer(TorchDispatchMode):
 
     def _count_collective(self, func: Any, args: tuple[Any, ...]) -> None:
         name = func._opname.rstrip("_")
-        if name in ("wait_tensor", "wait"):
+        if name in _NO_COLLECTIVES:
             return
         group = next((arg for arg in reversed(args) if isinstance(arg, str)), "")
         self.collectives[_KINDS.get(name, name), self._axes_of_group.get(group, ())] += 1

@@ -21,13 +21,13 @@ from torch.distributed.tensor import DTensor
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup
 from autoplan.collectives.process_group import ProcessGroupCollectives
-from autoplan.errors import PlanError
+from autoplan.errors import PlanError, UsageError
 from autoplan.graph import graph_digest, input_leaves
 from autoplan.placement import Mesh, local_shape
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
 from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_world
-from autoplan.runtime.inputs import local_inputs, to_torch
+from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.prepare import STORED_DTYPE, Template, check_model, make_template, plan_digest, prepare
 from autoplan.runtime.program import Program, build_program
 from autoplan.runtime.run import Run
@@ -62,6 +62,8 @@ def distribute(module: nn.Module, template: Template, device_mesh: DeviceMesh, d
         print(note, file=sys.stderr)
     local = attach(module, assignment, groups, device_mesh, dtype)
     local.template = template
+    leaves = input_leaves(template.module.forward, template.args, template.kwargs)
+    local.literals = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, Tensor)}
     return module
 
 
@@ -124,25 +126,32 @@ class LocalForward:
         self.device_mesh = device_mesh
         self.device = device
         self.template: Template | None = None
+        self.literals: Mapping[str, Any] = {}  # the arguments that are no tensors, as they were captured
         self.seed = 0
         self.step = 0
         self.signature = signature
-        self._trains = assignment.graph.loss is not None
-        self._programs = {self._trains: self._bind(build_program(assignment, groups, device))}
+        self.trains = assignment.graph.loss is not None
+        self._programs = {self.trains: self._bind(build_program(assignment, groups, device))}
 
     @property
     def program(self) -> Program:
         """The program of the plan's own mode."""
-        return self._programs[self._trains].program
+        return self._programs[self.trains].program
 
     def compile(self, **options: Any) -> None:
         """Run the local program through torch.compile; saved-tensor hooks do not pass it, so nothing is gathered again."""
-        self._programs[self._trains].compile(**options)
+        self._programs[self.trains].compile(**options)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return self.call_by_name(module, input_leaves(self.signature, args, kwargs))
+
+    def call_by_name(self, module: nn.Module, leaves: Mapping[str, Any]) -> Any:
+        """The call whose arguments have these leaves."""
+        for name, planned in self.literals.items():
+            if name in leaves and leaves[name] != planned:
+                raise UsageError(f"argument {name} is {leaves[name]!r}; planned is {planned!r}", next_step="plan again for another value")
         bound = self._bound(module)
         graph = bound.program.graph
-        leaves = input_leaves(self.signature, args, kwargs)
         assignment = bound.program.assignment
         tensors = local_inputs(graph, assignment.sources, assignment.mesh, leaves, self.device)
         parameters = dict(module.named_parameters())
@@ -162,7 +171,7 @@ class LocalForward:
 
     def _bound(self, module: nn.Module) -> _Bound:
         """The program of the module's present mode, captured when it is first needed."""
-        mode = self._trains and module.training
+        mode = self.trains and module.training
         if mode not in self._programs:
             assert self.template is not None, "made from an assignment of one mode"
             assignment, groups, _ = prepare(self.template, training=False)
@@ -179,12 +188,12 @@ class LocalForward:
 
     def _returned(self, program: Program, outputs: tuple[Tensor, ...]) -> Any:
         graph = program.graph
-        if self._trains:
+        if self.trains:
             named = dict(zip(graph.output_names, outputs, strict=True))
             return outputs[0] if len(outputs) == 1 else named
         placed = [
-            DTensor.from_local(tensor, self.device_mesh, to_torch(state), run_check=False)
-            for tensor, state in zip(outputs, program.assignment.outputs, strict=True)
+            as_dtensor(tensor, graph.values[value].shape, state, self.device_mesh)
+            for value, tensor, state in zip(graph.outputs, outputs, program.assignment.outputs, strict=True)
         ]
         return placed[0] if len(placed) == 1 else dict(zip(graph.output_names, placed, strict=True))
 
@@ -222,7 +231,7 @@ def _place_parameters(module: nn.Module, assignment: Assignment, device_mesh: De
             local = torch.empty(local_shape(parameter.shape, state, assignment.mesh), dtype=own, device=device)
         else:
             local = local_part(parameter.detach(), state, assignment.mesh, coordinate).to(device, own, copy=True).contiguous()
-        tensor = DTensor.from_local(local, device_mesh, to_torch(state), run_check=False)
+        tensor = as_dtensor(local, parameter.shape, state, device_mesh)
         placed[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
     for owner in module.modules():
         owner._parameters.update({name: placed[id(p)] for name, p in owner._parameters.items() if p is not None})

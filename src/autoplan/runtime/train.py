@@ -1,0 +1,255 @@
+"""The torchrun entry: build the plan's model, run it as planned, report loss, time and memory beside the prediction."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
+
+from autoplan.errors import AutoplanError
+from autoplan.graph import input_leaves
+from autoplan.load import Built, build_on, build_skeleton, load_target
+from autoplan.plan.load import load_plan
+from autoplan.plan.plain import predicted_to_json
+from autoplan.plan.schema import Plan
+from autoplan.runtime import checkpoint
+from autoplan.runtime.agreement import check_world
+from autoplan.runtime.data import Batch, open_text
+from autoplan.runtime.parallelize import local_forward, parallelize
+from autoplan.runtime.shards import local_part
+from autoplan.runtime.weights import initialize
+from autoplan.settings import parse_settings
+
+LARGE_MODEL = 2_000_000_000  # parameters: above, no rank builds the whole model
+WARM_UP_STEPS = 2
+GIB = 2**30
+OWN_BUG = 70
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run measured."""
+
+    step_ms: float | None
+    peak_gib: float | None
+    losses: tuple[float, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. Rank 0 prints a user's error once, without traceback."""
+    options = _parser().parse_args(argv)
+    try:
+        run(options)
+        return 0
+    except AutoplanError as error:
+        if _rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return OWN_BUG
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="apply.py", description="Run a model as its plan says. Start it with torchrun, one process for each rank of the plan's mesh."
+    )
+    parser.add_argument("--plan", required=True, help="the plan's YAML file")
+    parser.add_argument("--target", help="the model, if not the one the plan names")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the target, over the plan's own")
+    parser.add_argument("--steps", type=int, default=10, help="how many steps to run (default 10)")
+    parser.add_argument("--compile", action="store_true", help="run the local program through torch.compile")
+    parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
+    parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4)")
+    parser.add_argument("--checkpoint", metavar="DIR", help="resume from here if there is a checkpoint, and write one at the end")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """One run from plan to report."""
+    plan = load_plan(options.plan)
+    check_world(plan.mesh, options.plan)
+    settings = parse_settings(options.set)
+    base = Path(".") if options.target else Path(options.plan).resolve().parent
+    target = load_target(
+        options.target or plan.model.target,
+        {**plan.model.set, **settings},
+        batch=plan.model.batch,
+        seq=plan.model.seq,
+        mode=plan.options.mode,
+        base=base,
+    )
+    device_mesh = _start(plan)
+    large = plan.model.parameters > LARGE_MODEL
+    built = build_skeleton(target, options.seed) if large else build_on(target, "cpu", options.seed)
+    module = parallelize(built.module, built.args, built.kwargs, plan, device_mesh)
+    local_forward(module).seed = options.seed
+    if large:
+        initialize(module, options.seed)
+    module.train(plan.options.mode == "train")
+    if options.compile:
+        _compile(module)
+    optimizer = _optimizer(module, plan, options.lr)
+    done = checkpoint.resume(options.checkpoint, module, optimizer) if options.checkpoint else 0
+    if done:
+        _say(f"resumed after step {done} from {options.checkpoint}")
+    outcome = _steps(module, optimizer, _batches(options, built, module), range(done, done + options.steps), plan)
+    if options.checkpoint:
+        checkpoint.save(options.checkpoint, module, optimizer, done + options.steps)
+        _say(f"wrote {options.checkpoint}")
+    _report(outcome, plan, options.json)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _say(text: str) -> None:
+    """Prose, of rank 0 alone."""
+    if _rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _start(plan: Plan) -> DeviceMesh:
+    """Join the other processes: nccl on CUDA, gloo on the CPU."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    backend = "nccl" if kind == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, device_id=torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else None)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return init_device_mesh(kind, plan.mesh.shape, mesh_dim_names=plan.mesh.names)
+
+
+def _compile(module: nn.Module) -> None:
+    if any(group.regather for group in local_forward(module).program.groups):
+        _say("note: compiled, gathered parameters are kept from forward to backward; the plan gathers them again")
+    local_forward(module).compile()
+
+
+def _optimizer(module: nn.Module, plan: Plan, lr: float) -> Optimizer | None:
+    """The plan's optimizer over the parameters that train."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if plan.options.mode == "infer" or plan.options.optimizer == "none" or not trained:
+        return None
+    if plan.options.optimizer == "sgd":
+        return torch.optim.SGD(trained, lr)
+    return torch.optim.AdamW(trained, lr, fused=trained[0].is_cuda)
+
+
+def _batches(options: argparse.Namespace, built: Built, module: nn.Module) -> Callable[[int], Batch]:
+    """The global batch of every step, by the names of its leaves."""
+    local = local_forward(module)
+    example = input_leaves(local.signature, built.args, built.kwargs)
+    if options.data is None:
+        return lambda step: example
+    return open_text(options.data, example, local.program.graph, options.seed)
+
+
+def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[int], Batch], steps: range, plan: Plan) -> Outcome:
+    losses: list[float] = []
+    seconds: list[float] = []
+    memory_before = _resident_bytes()
+    for step in steps:
+        batch = _own_part(module, batches(step))
+        _settle()
+        start = time.perf_counter()
+        loss = _one_step(module, optimizer, batch)
+        _settle()
+        seconds.append(time.perf_counter() - start)
+        if loss is not None:
+            losses.append(loss.item())
+            _say(f"step {step + 1}: loss {losses[-1]:.4f}, {seconds[-1] * 1e3:.1f} ms")
+    timed = seconds[WARM_UP_STEPS:] or seconds[-1:]
+    return Outcome(1e3 * median(timed) if timed else None, _peak_bytes(memory_before) / GIB, tuple(losses))
+
+
+def _own_part(module: nn.Module, batch: Batch) -> tuple[Any, ...] | dict[str, Any]:
+    """This rank's part of every tensor of a batch, on its device."""
+    local = local_forward(module)
+    program = local.program
+    sources = program.assignment.sources
+    placed = {program.graph.values[value].address.removeprefix("inputs/"): sources[value] for value in program.graph.inputs}
+    return {
+        name: local_part(leaf, placed[name], program.assignment.mesh, local.collectives.coordinate).to(local.device)
+        if isinstance(leaf, Tensor)
+        else leaf
+        for name, leaf in batch.items()
+    }
+
+
+def _one_step(module: nn.Module, optimizer: Optimizer | None, batch: Any) -> Tensor | None:
+    """Forward, and in training backward and the optimizer's step; the loss."""
+    returned = local_forward(module).call_by_name(module, batch)
+    if not local_forward(module).trains:
+        return None
+    loss = next(leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.dim() == 0)
+    loss.backward()
+    if optimizer is not None:
+        optimizer.step()
+    module.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def _settle() -> None:
+    """Wait until this device and all ranks are done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    dist.barrier()
+
+
+def _resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _peak_bytes(resident_before: int) -> float:
+    """The largest over all ranks: CUDA's allocator peak; on the CPU what the process has grown by since the first step."""
+    own = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident_bytes() - resident_before
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    peak = torch.tensor(float(own), dtype=torch.float64, device=device)
+    dist.all_reduce(peak, dist.ReduceOp.MAX)
+    return peak.item()
+
+
+def _report(outcome: Outcome, plan: Plan, as_json: bool) -> None:
+    """Measured beside predicted, by rank 0."""
+    if _rank() != 0:
+        return
+    predicted = predicted_to_json(plan.predicted)
+    if outcome.step_ms is not None:
+        _say(f"step {outcome.step_ms:.1f} ms, predicted {predicted['step_ms']} ms on {plan.hardware.profile}")
+    what = "peak memory" if torch.cuda.is_available() else "memory grown by (of the process, on the CPU)"
+    _say(f"{what} {outcome.peak_gib:.3f} GiB, predicted peak {predicted['memory_gib']['peak']} GiB")
+    if as_json:
+        print(
+            json.dumps({"step_ms": outcome.step_ms, "peak_gib": outcome.peak_gib, "losses": list(outcome.losses), "predicted": predicted}),
+            flush=True,
+        )
+
+
+__all__ = ["main"]
