@@ -15,7 +15,9 @@ def tensor(*shape: int, dtype: str = "bfloat16", grad: bool = True) -> TensorSpe
     return TensorSpec(shape, dtype, grad)
 
 
-def call(op: str, *operands: TensorSpec, out: TensorSpec | tuple[TensorSpec, ...], args: tuple[Any, ...] | None = None, **kwargs: Any) -> Call:
+def call(
+    op: str, *operands: TensorSpec, out: TensorSpec | tuple[TensorSpec, ...], args: tuple[Any, ...] | None = None, **kwargs: Any
+) -> Call:
     """A call whose arguments are its operands in order, unless `args` says otherwise."""
     given = tuple(Ref(k) for k in range(len(operands))) if args is None else args
     return Call(f"aten.{op}.default", given, kwargs, operands, out if isinstance(out, tuple) else (out,), 1)
@@ -26,7 +28,9 @@ def linear(m: int, k: int, n: int, *, x_grad: bool = True, w_grad: bool = True) 
     return call("linear", x, w, out=tensor(m, n, grad=x_grad or w_grad))
 
 
-def attention(batch: int, heads: int, queries: int, keys: int | None = None, *, kv_heads: int | None = None, size: int = 128, causal: bool = True) -> Call:
+def attention(
+    batch: int, heads: int, queries: int, keys: int | None = None, *, kv_heads: int | None = None, size: int = 128, causal: bool = True
+) -> Call:
     q = tensor(batch, heads, queries, size)
     k = tensor(batch, kv_heads or heads, keys or queries, size)
     return call("scaled_dot_product_attention", q, k, k, out=q, is_causal=causal)

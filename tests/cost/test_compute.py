@@ -125,7 +125,9 @@ def test_cross_entropy_by_hand() -> None:
 
 
 def _cross_entropy(rows: int, classes: int) -> Call:
-    return call("cross_entropy_loss", tensor(rows, classes, dtype="float32"), tensor(rows, dtype="int64", grad=False), out=tensor(dtype="float32"))
+    return call(
+        "cross_entropy_loss", tensor(rows, classes, dtype="float32"), tensor(rows, dtype="int64", grad=False), out=tensor(dtype="float32")
+    )
 
 
 def test_collectives_inside_a_loss_move_one_number_per_row() -> None:
