@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from calls import H200
+from cost_calls import H200
+from cost_truth import COLLECTIVES
 from hypothesis import given
 from hypothesis import strategies as st
-from truth import COLLECTIVES
 
 from autoplan.cost.communication import Span, collective_seconds, span, steps_seconds
 from autoplan.cost.hardware import KINDS, load_hardware

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 
 import pytest
-from calls import H200, attention, call, linear, tensor
+from cost_calls import H200, attention, call, linear, tensor
+from cost_truth import ATTENTIONS, MATMULS, NORMS, PRODUCTS
 from hypothesis import given
 from hypothesis import strategies as st
-from truth import ATTENTIONS, MATMULS, NORMS, PRODUCTS
 
-from autoplan.cost.compute import call_seconds, flops, inside_bytes, local_call, optimizer_seconds, strategy_seconds
+from autoplan.cost.compute import call_seconds, flops, local_call, optimizer_seconds, strategy_seconds
 from autoplan.cost.hardware import load_hardware
+from autoplan.cost.passes import row_bytes
 from autoplan.graph.ir import Ref
 from autoplan.placement import Mesh, P, R, S, parse_mesh
 from autoplan.rules.row import Call, Row, Strategy, make_strategy
@@ -135,7 +136,7 @@ def test_collectives_inside_a_loss_move_one_number_per_row() -> None:
     whole, mesh = _cross_entropy(8192, 128256), parse_mesh("4")
     row = Row((S(1), R), (R,), local="cross_entropy", inside=("all-reduce",) * 3)
     cost = strategy_seconds(whole, strategy(whole, row), mesh, H200)
-    assert inside_bytes(local_call(whole, strategy(whole, row), mesh)) == 8192 * 4
+    assert row_bytes(local_call(whole, strategy(whole, row), mesh)) == 8192 * 4
     assert cost.inside_s == pytest.approx(3 * 49.5e-6, rel=1e-3)
     assert cost.forward_s == pytest.approx(call_seconds(_cross_entropy(8192, 128256 // 4), H200).forward_s)
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from calls import H200
-from models import TRUTH_MODELS, captured, data_parallel, llama_graph, replicated
-from truth import EAGER_STEPS
+from cost_calls import H200
+from cost_models import TRUTH_MODELS, captured, data_parallel, llama_graph, replicated
+from cost_truth import EAGER_STEPS
 
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup, gather_groups

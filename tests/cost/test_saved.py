@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from calls import attention, call, linear, tensor
+from cost_calls import attention, call, linear, tensor
 from torch import Tensor
 
 from autoplan.cost.memory import ParameterBytes, Saved, saved, state_bytes, transient_bytes
@@ -34,7 +34,12 @@ def really_saved(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
     kept: list[Tensor] = []
     call_args, call_kwargs = tuple(map(reference, args)), {key: reference(value) for key, value in kwargs.items()}
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = op(*args, **kwargs)
     outputs = [result] if isinstance(result, Tensor) else list(result)
     of_operand = {t.untyped_storage().data_ptr(): k for k, t in enumerate(operands)}

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import TINY_GPT2, TINY_LLAMA, captured, data_parallel, gpt2_graph, llama_graph, replicated
+from cost_models import TINY_GPT2, TINY_LLAMA, captured, data_parallel, gpt2_graph, llama_graph, replicated
 
 from autoplan.cost.predict import activation_bytes
 from autoplan.cost.savings import kept_bytes, kept_placements, saved_values
 from autoplan.graph.ir import Graph
 from autoplan.models import gpt2, llama
-from autoplan.placement import R, R_PARTIAL, S, parse_mesh
+from autoplan.placement import R_PARTIAL, R, S, parse_mesh
 
 
 def value(graph: Graph, address: str) -> int:

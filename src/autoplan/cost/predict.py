@@ -12,7 +12,6 @@ from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import Bucket, GatherGroup, GatherMember
 from autoplan.assignment.redistributions import redistributions
 from autoplan.cost.communication import collective_seconds, step_seconds, steps_seconds
-from autoplan.cost.compute import ComputeCost
 from autoplan.cost.hardware import GIB, Hardware
 from autoplan.cost.memory import ParameterBytes
 from autoplan.cost.primitives import extra_saved_bytes, node_seconds, node_transient_bytes, parameter_state, trains, used_copy_bytes
@@ -234,7 +233,7 @@ def _buffer_bytes(assignment: Assignment) -> int:
 
 def fallback_seconds(assignment: Assignment, node: Node, hardware: Hardware) -> float:
     """Seconds that an op without a rule adds to a step by running on every device instead of being split evenly."""
-    cost: ComputeCost = node_seconds(assignment.graph, node, assignment.strategies[node.id], assignment.mesh, hardware)
+    cost = node_seconds(assignment.graph, node, assignment.strategies[node.id], assignment.mesh, hardware)
     return cost.seconds * (1 - 1 / assignment.mesh.size)
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from math import prod
 
 from autoplan.cost.communication import steps_seconds
-from autoplan.cost.compute import ComputeCost, local_call, optimizer_seconds, strategy_seconds
+from autoplan.cost.compute import local_call, optimizer_seconds, strategy_seconds
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.memory import ParameterBytes, saved, state_bytes, transient_bytes
 from autoplan.cost.savings import local_bytes
+from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.ir import Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of, gradient_of, local_shape
 from autoplan.plan.schema import Options
