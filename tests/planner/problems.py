@@ -25,7 +25,7 @@ def random_problem(seed: int, *, nodes: int = 5, strategies: int = 3) -> Problem
     peaks = tuple(
         (
             tuple(Group(nodes=((i, tuple(random.randint(0, 9) for _ in range(strategies))),)) for i in range(nodes)),
-            tuple(Group(values=((v, tuple(random.randint(0, 9) for _ in value.forward_class)),)) for v, value in enumerate(values)),
+            tuple(Group(values=((v, tuple(random.randint(0, 9) for _ in range(value.classes))),)) for v, value in enumerate(values)),
         )
         for _ in range(ROWS)
     )
@@ -48,7 +48,9 @@ def _random_value(random: Random, producer: int, nodes: int, strategies: int) ->
         classes,
         _costs(random, made, max(classes) + 1),
         _costs(random, made, needed),
-        tuple(tuple(random.randint(0, 5) for _ in range(needed)) for _ in range(ROWS)),
+        tuple(position for position in range(len(readers)) if random.random() < 0.7),
+        tuple(tuple(random.randint(0, 5) for _ in range(max(classes) + 1)) for _ in range(ROWS)),
+        tuple(random.choice([None, *range(max(classes) + 1)]) for _ in range(made)),
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoplan.assignment.assignment import Assignment
-from autoplan.assignment.gathers import regather_blocks
 from autoplan.assignment.names import block_of
 from autoplan.graph.blocks import foldable_prefixes, find_blocks
 from autoplan.graph.ir import Graph, Value
@@ -100,8 +99,8 @@ class _Builder:
     def _add_node_class(self, c: int, strategies: tuple[Strategy, ...]) -> None:
         members = self.candidates.classes.node_members[c]
         call, node = self.candidates.calls[c], self.graph.nodes[members[0]]
-        costs = tuple(self._cost(self.prices.strategy_s(call, s) * len(members), preference) for preference, s in enumerate(strategies))
-        kept = [self.prices.kept_by_node(node, call, s) * len(members) for s in strategies]
+        costs = tuple(self._cost(self.prices.strategy_s(node, call, s) * len(members), preference) for preference, s in enumerate(strategies))
+        kept = [self.prices.kept_by_node_bytes(node, call, s) * len(members) for s in strategies]
         self.nodes.append(ProblemNode(node.address, costs, self._rows({FORWARD_END: kept}, len(strategies))))
         transient = tuple(self._bytes(self.prices.transient_bytes(call, s)) for s in strategies)
         self.temporaries.append(Group(nodes=((c, transient),)))
@@ -149,22 +148,18 @@ class _Builder:
             return
         index = {state: q for q, state in enumerate(needed)}
         placements = tuple(dict.fromkeys(map(forward_of, needed)))
-        is_parameter = value.kind == "parameter"
-        block = block_of(value.address, prefixes) if is_parameter else None
-        runs = 2 if block is not None and self.prices.trains and regather_blocks(block, "block") else 1
-        flows = self.prices.trains and value.needs_grad
-
-        stays = is_parameter and self.candidates.classes.value_class[value.id] in self.candidates.never_gathered
+        prices = self.prices.of_value(value, block_of(value.address, prefixes) if value.kind == "parameter" else None)
+        stays = value.kind == "parameter" and self.candidates.classes.value_class[value.id] in self.candidates.never_gathered
 
         def forward(p: Placements, f: Placements) -> int:
             if stays and collectives(lower(forward_of(p), f, self.mesh)):
                 return FORBIDDEN
-            return self._cost(self.prices.move_s(value, forward_of(p), f) * count * runs)
+            return self._cost(prices.forward_s(forward_of(p), f) * count)
 
         def backward(p: Placements, q: Placements) -> int:
-            return self._cost(self.prices.move_s(value, gradient_of(q), gradient_of(p)) * count) if flows else 0
+            return self._cost(prices.backward_s(gradient_of(q), gradient_of(p)) * count)
 
-        kept = [self.prices.kept_in_state(value, state) * count for state in needed]
+        homes = map(forward_of, produced) if prices.home_is_free else (None for _ in produced)
         self.values.append(
             ProblemValue(
                 name=value.address,
@@ -176,12 +171,22 @@ class _Builder:
                 forward_class=tuple(placements.index(forward_of(state)) for state in needed),
                 forward=_matrix(produced, placements, forward),
                 backward=_matrix(produced, needed, backward),
-                memory=self._rows({FORWARD_END: kept}, len(needed)),
+                keepers=self._keepers(value, readers),
+                kept=self._rows({FORWARD_END: [prices.kept_bytes(f) * count for f in placements]}, len(placements)),
+                free=tuple(placements.index(home) if home in placements else None for home in homes),
             )
         )
-        if is_parameter:
-            amounts = tuple(self._bytes(self.prices.gathered_bytes(value, state)) for state in needed)
-            self.gathered.setdefault(block or value.address, []).append((len(self.values) - 1, amounts))
+        if value.kind == "parameter":
+            amounts = tuple(self._bytes(prices.in_flight_bytes(f)) for f in placements)
+            self.gathered.setdefault(prices.block or value.address, []).append((len(self.values) - 1, amounts))
+
+    def _keepers(self, value: Value, readers: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+        """Positions of the readers that keep what they read; all readers of a parameter use the copy that was gathered."""
+        if value.kind == "parameter":
+            return tuple(range(len(readers)))
+        node_class = self.candidates.classes.node_class
+        keeping = {(node_class[node], operand) for node, operand in self.prices.saved.keepers.get(value.id, ())}
+        return tuple(position for position, reader in enumerate(readers) if reader in keeping)
 
     def _made(self, producer: int, output: int) -> list[Placements]:
         if producer < len(self.candidates.strategies):
@@ -207,5 +212,4 @@ class _Builder:
 
 def _matrix(rows: Sequence[Placements], columns: Sequence[Placements], entry: Callable[[Placements, Placements], int]) -> Matrix:
     return tuple(tuple(entry(row, column) for column in columns) for row in rows)
-
 

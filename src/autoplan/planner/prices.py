@@ -2,14 +2,168 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
+from autoplan.assignment.gathers import regather_blocks
+from autoplan.assignment.names import block_of
+from autoplan.cost.communication import steps_seconds
+from autoplan.cost.compute import strategy_seconds
 from autoplan.cost.hardware import Hardware
+from autoplan.cost.primitives import accumulated_operands, extra_saved_bytes, node_transient_bytes, parameter_gradient_bytes, parameter_state
+from autoplan.cost.savings import SavedMap, local_bytes, saved_values
+from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Node, Value
-from autoplan.placement import Mesh, Placements
+from autoplan.placement import Mesh, Placements, forward_of
+from autoplan.plan.schema import Options
 from autoplan.planner.candidates import Candidates
+from autoplan.redistribution import lower
 from autoplan.rules.row import Call, Strategy
 
-FORWARD_END, OPTIMIZER_STEP = 0, 1  # the moments at which memory can peak
+FORWARD_END, OPTIMIZER_STEP = 0, 1  # the moments at which memory can peak, as `cost.predict` has them
 ROWS = 2
+RESOLUTION = 1e-7  # of the step's least compute time: what one unit of cost stands for
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Seconds and bytes per device and step, for the choices in one graph."""
+
+    graph: Graph
+    mesh: Mesh
+    hardware: Hardware
+    options: Options
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether there is a backward pass."""
+        return self.options.mode == "train"
+
+    @cached_property
+    def saved(self) -> SavedMap:
+        """Which values are kept for backward, and by whom."""
+        return saved_values(self.graph)
+
+    @cached_property
+    def _block_sizes(self) -> Counter[str | None]:
+        """How many parameters travel together in each block."""
+        return Counter(block_of(parameter.fqn, self._prefixes) for parameter in self.graph.parameters)
+
+    @cached_property
+    def _prefixes(self) -> frozenset[str]:
+        return foldable_prefixes(find_blocks(self.graph))
+
+    @cached_property
+    def _moves(self) -> dict[tuple[float, Placements, Placements], float]:
+        return {}
+
+    def unit_s(self, candidates: Candidates) -> float:
+        """Seconds that one unit of cost stands for: fine enough for this model's step."""
+        members = candidates.classes.node_members
+        least = sum(
+            min(self.strategy_s(self.graph.nodes[nodes[0]], call, s) for s in strategies) * len(nodes)
+            for nodes, call, strategies in zip(members, candidates.calls, candidates.strategies, strict=True)
+        )
+        return RESOLUTION * max(least, 1e-6)
+
+    def strategy_s(self, node: Node, call: Call, strategy: Strategy) -> float:
+        """Seconds of one op, forward and backward, with the collectives inside it."""
+        return strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated_operands(self.graph, node)).seconds
+
+    def kept_by_node_bytes(self, node: Node, call: Call, strategy: Strategy) -> int:
+        """Bytes that an op keeps whoever reads its outputs: statistics and masks, and outputs that it needs itself."""
+        if not self.trains:
+            return 0
+        outputs = (
+            local_bytes(self.graph.values[value], forward_of(state), self.mesh)
+            for value, state in zip(node.outputs, strategy.makes, strict=True)
+            if value in self.saved.made and value not in self.saved.alias_of
+        )
+        return extra_saved_bytes(call, strategy, self.mesh) + sum(outputs)
+
+    def transient_bytes(self, call: Call, strategy: Strategy) -> int:
+        """Bytes that an op needs for a moment."""
+        return node_transient_bytes(call, strategy, self.mesh)
+
+    def stored_s(self, value: Value, state: Placements) -> float:
+        """Seconds of the optimizer step over a parameter stored in `state`; nothing for other values."""
+        return self._state(value, state).optimizer_s if value.kind == "parameter" else 0.0
+
+    def stored_bytes(self, value: Value, state: Placements) -> tuple[int, ...]:
+        """Bytes at each moment of a parameter with its gradient and optimizer states, or of a buffer; inputs count as activations."""
+        if value.kind == "parameter":
+            held = self._state(value, state).bytes
+            return held.parameter + held.optimizer, held.parameter + held.gradient + held.optimizer
+        size = 0 if value.kind == "input" else local_bytes(value, state, self.mesh)
+        return size, size
+
+    def _state(self, value: Value, state: Placements):  # type: ignore[no-untyped-def]  # ParameterState
+        return parameter_state(value.shape, state, self.mesh, self.hardware, self.options, trainable=value.needs_grad)
+
+    def of_value(self, value: Value, block: str | None) -> ValuePrices:
+        """The prices of what happens to one value; a parameter of a repeated block travels with the others of it."""
+        return ValuePrices(self, value, block, self._block_sizes[block] if block is not None else 1)
+
+    def move_s(self, nbytes: float, src: Placements, dst: Placements) -> float:
+        """Seconds to redistribute a tensor of `nbytes` (global)."""
+        if src == dst:
+            return 0.0
+        key = (nbytes, src, dst)
+        if key not in self._moves:
+            self._moves[key] = steps_seconds(lower(src, dst, self.mesh), nbytes, self.mesh, self.hardware)
+        return self._moves[key]
+
+
+@dataclass(frozen=True, slots=True)
+class ValuePrices:
+    """What it costs to move and to keep one value. `companions` parameters share the latency of a block's collectives."""
+
+    prices: Prices
+    value: Value
+    block: str | None
+    companions: int
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the value is a parameter."""
+        return self.value.kind == "parameter"
+
+    @property
+    def regathers(self) -> bool:
+        """Whether the parameter is dropped after forward and gathered once more in backward."""
+        return self.block is not None and self.prices.trains and regather_blocks(self.block, "block")
+
+    @property
+    def home_is_free(self) -> bool:
+        """Whether reading the value as it was made takes no copy: a parameter as stored, an output its producer keeps or a view."""
+        if self.is_parameter:
+            return self.prices.options.precision != "bf16-master"
+        return self.value.id in self.prices.saved.made or self.value.id in self.prices.saved.alias_of
+
+    def forward_s(self, src: Placements, dst: Placements) -> float:
+        """Seconds to bring the value to another placement, in backward once more where it is gathered again."""
+        seconds = self.prices.move_s(self.value.bytes * self.companions, src, dst) / self.companions
+        return 2 * seconds if self.regathers else seconds
+
+    def backward_s(self, src: Placements, dst: Placements) -> float:
+        """Seconds to bring the gradient back."""
+        if not self.prices.trains or not self.value.needs_grad:
+            return 0.0
+        nbytes = parameter_gradient_bytes(self.value.bytes, self.prices.options) if self.is_parameter else self.value.bytes
+        return self.prices.move_s(nbytes * self.companions, src, dst) / self.companions
+
+    def kept_bytes(self, used: Placements) -> int:
+        """Bytes of a copy in placements `used` that lasts until backward; of a parameter that is not gathered again, if an op keeps it."""
+        if self.value.kind in ("buffer", "constant"):
+            return 0
+        if self.is_parameter and self.prices.trains and (self.regathers or not self.prices.saved.keepers.get(self.value.id)):
+            return 0
+        return local_bytes(self.value, used, self.prices.mesh)
+
+    def in_flight_bytes(self, used: Placements) -> int:
+        """Bytes that only the block at work needs: its gathered parameters and their gradients."""
+        if not self.prices.trains:
+            return 0
+        size = local_bytes(self.value, used, self.prices.mesh)
+        return size * self.regathers + size * self.value.needs_grad

@@ -7,8 +7,8 @@ value is brought into each state that is needed once, whoever needs it:
     cost of a value = sum over distinct forward classes f of the needed states   forward[made][f]
                     + sum over distinct needed states q                          backward[made][q]
 
-Rows of memory are limited: for each row the sum over nodes, plus that over needed states of values, plus for each of its
-peaks the largest group, is at most the limit. (A peak is memory that only one group at a time uses: the temporaries of one
+Rows of memory are limited: for each row the sum over nodes, plus what values keep, plus for each of its peaks the largest
+group, is at most the limit. A value keeps a copy in each forward class that one of its keepers needs. (A peak is memory that only one group at a time uses: the temporaries of one
 op, the gathered parameters of one block.)
 """
 
@@ -44,7 +44,8 @@ class Reader:
 class ProblemValue:
     """A value in `len(forward_class)` possible needed states, from `made[s]` of its producer's strategies s.
 
-    `forward[p][f]` and `backward[p][q]` are costs or FORBIDDEN, `memory[row][q]` what each needed state keeps.
+    `forward[p][f]` and `backward[p][q]` are costs or FORBIDDEN. `kept[row][f]` is what a copy in forward class f takes if
+    one of `keepers` (positions among `readers`) needs it; `free[p]` is the class in which a value made in p needs no copy.
     """
 
     name: str
@@ -54,12 +55,19 @@ class ProblemValue:
     forward_class: Vector
     forward: Matrix
     backward: Matrix
-    memory: Matrix
+    keepers: tuple[int, ...]
+    kept: Matrix
+    free: tuple[int | None, ...]
+
+    @property
+    def classes(self) -> int:
+        """The number of forward classes."""
+        return max(self.forward_class) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Memory in use at one time: by strategies of nodes, `(node, amounts[s])`, and needed states of values, `(value, amounts[q])`."""
+    """Memory in use at one time: by strategies of nodes, `(node, amounts[s])`, and kept copies of values, `(value, amounts[f])`."""
 
     nodes: tuple[tuple[int, Vector], ...] = ()
     values: tuple[tuple[int, Vector], ...] = ()
@@ -113,28 +121,29 @@ def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:
     rows = range(len(problem.limits))
     cost: int | None = sum(node.costs[s] for node, s in zip(problem.nodes, choice, strict=True))
     memory = [sum(node.memory[row][s] for node, s in zip(problem.nodes, choice, strict=True)) for row in rows]
-    needed = [needed_states(value, choice) for value in problem.values]
-    for value, states in zip(problem.values, needed, strict=True):
+    kept = [kept_classes(value, choice) for value in problem.values]
+    for value, classes in zip(problem.values, kept, strict=True):
         made = value.made[choice[value.producer]]
+        states = {q for reader in value.readers if (q := reader.needs[choice[reader.node]]) is not None}
         entries = [value.backward[made][q] for q in states]
         entries += [value.forward[made][f] for f in {value.forward_class[q] for q in states}]
         cost = None if cost is None or FORBIDDEN in entries else cost + sum(entries)
         for row in rows:
-            memory[row] += sum(value.memory[row][q] for q in states)
+            memory[row] += sum(value.kept[row][f] for f in classes)
     for row in rows:
-        memory[row] += sum(max((_group_memory(group, choice, needed) for group in peak), default=0) for peak in problem.peaks[row])
+        memory[row] += sum(max((_group_memory(group, choice, kept) for group in peak), default=0) for peak in problem.peaks[row])
     return Evaluation(cost, tuple(memory))
 
 
-def needed_states(value: ProblemValue, choice: Sequence[int]) -> frozenset[int]:
-    """The distinct states in which the chosen strategies of its readers need a value."""
-    states = (reader.needs[choice[reader.node]] for reader in value.readers)
-    return frozenset(q for q in states if q is not None)
+def kept_classes(value: ProblemValue, choice: Sequence[int]) -> frozenset[int]:
+    """The forward classes in which a value keeps a copy of its own."""
+    states = (value.readers[keeper].needs[choice[value.readers[keeper].node]] for keeper in value.keepers)
+    return frozenset(value.forward_class[q] for q in states if q is not None) - {value.free[value.made[choice[value.producer]]]}
 
 
-def _group_memory(group: Group, choice: Sequence[int], needed: Sequence[frozenset[int]]) -> int:
+def _group_memory(group: Group, choice: Sequence[int], kept: Sequence[frozenset[int]]) -> int:
     by_nodes = sum(amounts[choice[node]] for node, amounts in group.nodes)
-    return by_nodes + sum(amounts[q] for value, amounts in group.values for q in needed[value])
+    return by_nodes + sum(amounts[f] for value, amounts in group.values for f in kept[value])
 
 
 def is_feasible(problem: Problem, choice: Sequence[int]) -> bool:

@@ -1,28 +1,24 @@
-"""CP-SAT on a `Problem`: the only file that knows ortools."""
+"""The solver: bound, prune, and CP-SAT on what is left.
+
+Message passing bounds every strategy from below (`bound`). Guess a threshold a little above the bound; a choice that costs
+no more uses only strategies whose own bound is no more, so CP-SAT need only look at those. The best choice it finds there is
+the optimum if it is at or under the threshold; if none is, the threshold is a bound, and the next one is higher.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from time import perf_counter
 
-from ortools.sat.python import cp_model
+import numpy as np
 
-from autoplan.planner.problem import FORBIDDEN, Group, Problem, ProblemValue, Solution
+from autoplan.planner.bound import Bound, bound
+from autoplan.planner.problem import Group, Problem, ProblemNode, ProblemValue, Reader, Solution
+from autoplan.planner.solve_cpsat import smallest_memory, solve_cpsat
 
-SEED = 0
-WORKERS = 8  # interleaved, so that the search is the same on any number of cores
-
-
-@dataclass(slots=True)
-class _Model:
-    """The CP-SAT model under construction, and the literals by which its parts find each other."""
-
-    problem: Problem
-    cp: cp_model.CpModel = field(default_factory=cp_model.CpModel)
-    chosen: list[list[cp_model.IntVar]] = field(default_factory=list)
-    costs: list[tuple[cp_model.IntVar, int]] = field(default_factory=list)
-    rows: list[list[tuple[cp_model.IntVar, int]]] = field(default_factory=list)
-    needed: list[dict[int, cp_model.IntVar]] = field(default_factory=list)  # by value: literals of its needed states
+BANDS = (1e-5, 1e-3, 1e-2, 5e-2, 0.25, 1.0, float("inf"))  # how far above the bound thresholds are guessed
+ROUNDING = 1e-6  # of the bound: more than its floating-point error, so that no optimum is ever pruned
 
 
 def solve(
@@ -36,172 +32,67 @@ def solve(
 
     Raises OutOfTime when the time limit passes before any choice is found.
     """
-    model = _build(problem)
-    for row, limit in enumerate(problem.limits):
-        model.cp.add(_row_sum(model, row) <= limit)
-    model.cp.minimize(_sum(model.costs))
-    return _run(model, time_limit_s, hint, on_progress)
+    start = perf_counter()
+    below = bound(problem)
+    incumbent: Solution | None = None
+    proved = max(0, int(np.floor(below.value * (1 - ROUNDING)))) if np.isfinite(below.value) else 0
+    tried: tuple[tuple[int, ...], ...] | None = None
+    for slack in BANDS:
+        threshold = incumbent.cost if incumbent else below.value + slack * max(abs(below.value), 1.0)
+        kept = _within(below, threshold)
+        if not all(kept) or kept == tried:
+            continue
+        tried = kept
+        left = None if time_limit_s is None else max(0.01, time_limit_s - (perf_counter() - start))
+        found = solve_cpsat(_restrict(problem, kept), left, hint=_restricted_hint(hint, kept), on_progress=on_progress)
+        if found is None:
+            if threshold == float("inf"):
+                return None
+            proved = max(proved, int(threshold))
+            continue
+        found = replace(found, choice=tuple(strategies[s] for strategies, s in zip(kept, found.choice, strict=True)))
+        if found.status != "optimal":
+            return replace(found, bound=max(proved, min(found.bound, int(min(threshold, found.cost)))))
+        if found.cost <= threshold:
+            return found
+        incumbent = found
+    return incumbent
 
 
-def smallest_memory(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
-    """The choice that needs the least memory; its `cost` and `bound` are in memory units."""
-    model = _build(problem)
-    peak = model.cp.new_int_var(0, 1 << 50, "peak")
-    for row in range(len(problem.limits)):
-        model.cp.add(_row_sum(model, row) <= peak)
-    model.cp.minimize(peak)
-    return _run(model, time_limit_s, None, None)
+def _within(below: Bound, threshold: float) -> tuple[tuple[int, ...], ...]:
+    """For each node the strategies that a choice of at most `threshold` may use."""
+    margin = ROUNDING * max(abs(below.value), 1.0) if np.isfinite(below.value) else 0.0
+    return tuple(tuple(np.flatnonzero((costs <= threshold + margin) & np.isfinite(costs)).tolist()) for costs in below.conditional)
 
 
-def _build(problem: Problem) -> _Model:
-    model = _Model(problem, rows=[[] for _ in problem.limits])
-    for node in problem.nodes:
-        literals = [model.cp.new_bool_var(f"{node.name}:{s}") for s in range(len(node.costs))]
-        model.cp.add_exactly_one(literals)
-        model.chosen.append(literals)
-        model.costs += zip(literals, node.costs, strict=True)
-        for row, memory in zip(model.rows, node.memory, strict=True):
-            row += zip(literals, memory, strict=True)
-    for value in problem.values:
-        _add_value(model, value)
-    return model
-
-
-def _add_value(model: _Model, value: ProblemValue) -> None:
-    """Literals for the states a value is made and needed in, and for the transitions between them."""
-    made = _by_state(model, model.chosen[value.producer], value.made, f"{value.name} made")
-    needs = [_by_state(model, model.chosen[reader.node], reader.needs, f"{value.name} read") for reader in value.readers]
-    always = all(None not in reader.needs for reader in value.readers)
-    if len(needs) == 1:
-        needed = needs[0]
-    else:
-        needed = {}
-        for q in sorted({q for literals in needs for q in literals}):
-            needed[q] = model.cp.new_bool_var(f"{value.name} in {q}")
-            for literals in needs:
-                if q in literals:
-                    model.cp.add_implication(literals[q], needed[q])
-    for q, literal in needed.items():
-        for row, memory in zip(model.rows, value.memory, strict=True):
-            row.append((literal, memory[q]))
-    model.needed.append(needed)
-    exact = len(needs) == 1 and always
-    _add_transitions(model, made, needed, value.backward, exact)
-    by_class: dict[int, list[cp_model.IntVar]] = {}
-    for q, literal in needed.items():
-        by_class.setdefault(value.forward_class[q], []).append(literal)
-    classes = {f: literals[0] if len(literals) == 1 else _any(model, literals) for f, literals in by_class.items()}
-    _add_transitions(model, made, classes, value.forward, exact)
-
-
-def _add_transitions(
-    model: _Model, made: dict[int, cp_model.IntVar], needed: dict[int, cp_model.IntVar], cost: Sequence[Sequence[int]], exact: bool
-) -> None:
-    """z[p, q] for "made in p and needed in q", by marginal equalities: sum over p of z[p, q] is need q, z[p, q] <= made p.
-
-    With one reader also the sum over q of z[p, q] is made p. Weaker links (z >= made + needed - 1) leave the bound blind.
-    """
-    if all(cost[p][q] == 0 for p in made for q in needed):
-        return
-    pairs: dict[tuple[int, int], cp_model.IntVar] = {}
-    for p in made:
-        for q in needed:
-            if cost[p][q] == FORBIDDEN:
-                model.cp.add_bool_or(~made[p], ~needed[q])
-            else:
-                pairs[p, q] = model.cp.new_bool_var("")
-                model.costs.append((pairs[p, q], cost[p][q]))
-    for q, literal in needed.items():
-        model.cp.add(sum(pairs[p, q] for p in made if (p, q) in pairs) == literal)
-    for p, literal in made.items():
-        reached = [pairs[p, q] for q in needed if (p, q) in pairs]
-        if exact:
-            model.cp.add(sum(reached) == literal)
-        else:
-            for pair in reached:
-                model.cp.add_implication(pair, literal)
-
-
-def _by_state(model: _Model, literals: Sequence[cp_model.IntVar], states: Sequence[int | None], name: str) -> dict[int, cp_model.IntVar]:
-    """For each state one literal that is true when a strategy of that state is chosen."""
-    groups: dict[int, list[cp_model.IntVar]] = {}
-    for literal, state in zip(literals, states, strict=True):
-        if state is not None:
-            groups.setdefault(state, []).append(literal)
-    return {state: group[0] if len(group) == 1 else _one_of(model, group, f"{name} {state}") for state, group in sorted(groups.items())}
-
-
-def _one_of(model: _Model, group: Sequence[cp_model.IntVar], name: str) -> cp_model.IntVar:
-    literal = model.cp.new_bool_var(name)
-    model.cp.add(sum(group) == literal)
-    return literal
-
-
-def _any(model: _Model, group: Sequence[cp_model.IntVar]) -> cp_model.IntVar:
-    literal = model.cp.new_bool_var("")
-    for member in group:
-        model.cp.add_implication(member, literal)
-    return literal
-
-
-def _row_sum(model: _Model, row: int) -> cp_model.LinearExpr:
-    """Memory of a row: what adds up, plus for each peak a variable that no group of it exceeds."""
-    total = _sum(model.rows[row])
-    for number, peak in enumerate(model.problem.peaks[row]):
-        terms = [_group_terms(model, group) for group in peak]
-        largest = max((sum(weight for _, weight in group) for group in terms), default=0)
-        height = model.cp.new_int_var(0, largest, f"peak {row}.{number}")
-        for group in terms:
-            if any(weight for _, weight in group):
-                model.cp.add(_sum(group) <= height)
-        total += height
-    return total
-
-
-def _group_terms(model: _Model, group: Group) -> list[tuple[cp_model.IntVar, int]]:
-    terms = [term for node, amounts in group.nodes for term in zip(model.chosen[node], amounts, strict=True)]
-    for value, amounts in group.values:
-        terms += [(literal, amounts[q]) for q, literal in model.needed[value].items()]
-    return terms
-
-
-def _sum(terms: Sequence[tuple[cp_model.IntVar, int]]) -> cp_model.LinearExpr:
-    kept = [(literal, weight) for literal, weight in terms if weight]
-    return cp_model.LinearExpr.weighted_sum([literal for literal, _ in kept], [weight for _, weight in kept])
-
-
-class _Progress(cp_model.CpSolverSolutionCallback):
-    def __init__(self, report: Callable[[int, int], None]) -> None:
-        super().__init__()
-        self._report = report
-
-    def on_solution_callback(self) -> None:
-        self._report(int(self.objective_value), int(self.best_objective_bound))
-
-
-def _run(
-    model: _Model, time_limit_s: float | None, hint: Sequence[int] | None, on_progress: Callable[[int, int], None] | None
-) -> Solution | None:
-    from autoplan.errors import OutOfTime
-
-    for literals, s in zip(model.chosen, hint or (), strict=False):
-        for index, literal in enumerate(literals):
-            model.cp.add_hint(literal, int(index == s))
-    solver = cp_model.CpSolver()
-    solver.parameters.random_seed = SEED
-    solver.parameters.num_workers = WORKERS
-    solver.parameters.interleave_search = True
-    solver.parameters.linearization_level = 2
-    if time_limit_s is not None:
-        solver.parameters.max_time_in_seconds = time_limit_s
-    status = solver.solve(model.cp, _Progress(on_progress) if on_progress else None)
-    if status == cp_model.INFEASIBLE:
+def _restricted_hint(hint: Sequence[int] | None, kept: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    if hint is None:
         return None
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        raise OutOfTime(
-            f"no plan found in {time_limit_s:g} s" if time_limit_s else f"the solver stopped: {solver.status_name(status)}",
-            next_step="raise --time-limit",
-        )
-    choice = tuple(next(s for s, literal in enumerate(literals) if solver.boolean_value(literal)) for literals in model.chosen)
-    cost, bound = round(solver.objective_value), round(solver.best_objective_bound)
-    return Solution(choice, cost, bound, "optimal" if status == cp_model.OPTIMAL else "feasible")
+    return tuple(strategies.index(s) if s in strategies else 0 for s, strategies in zip(hint, kept, strict=True))
+
+
+def _restrict(problem: Problem, kept: Sequence[tuple[int, ...]]) -> Problem:
+    """The problem with only the `kept` strategies of each node."""
+
+    def pick(node: int, vector: Sequence) -> tuple:
+        return tuple(vector[s] for s in kept[node])
+
+    def restrict_node(u: int, node: ProblemNode) -> ProblemNode:
+        return ProblemNode(node.name, pick(u, node.costs), tuple(pick(u, row) for row in node.memory))
+
+    def restrict_value(value: ProblemValue) -> ProblemValue:
+        readers = tuple(Reader(reader.node, pick(reader.node, reader.needs)) for reader in value.readers)
+        return replace(value, made=pick(value.producer, value.made), readers=readers)
+
+    def restrict_group(group: Group) -> Group:
+        return Group(tuple((u, pick(u, amounts)) for u, amounts in group.nodes), group.values)
+
+    return replace(
+        problem,
+        nodes=tuple(restrict_node(u, node) for u, node in enumerate(problem.nodes)),
+        values=tuple(map(restrict_value, problem.values)),
+        peaks=tuple(tuple(tuple(map(restrict_group, peak)) for peak in peaks) for peaks in problem.peaks),
+    )
+
+
+__all__ = ["smallest_memory", "solve"]
