@@ -1,0 +1,60 @@
+"""What a command costs before it does anything: comparing plans must not load torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+GOLDEN = ROOT / "tests/plan/golden.yaml"
+PATHS = {"PYTHONPATH": str(ROOT / "src")}
+LIMIT_S = 0.5
+HEAVY = ("torch", "ortools", "rich", "numpy", "pydantic")
+
+
+def autoplan(*arguments: object, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | PATHS
+    command = [sys.executable, *options, "-m", "autoplan", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def imported(stderr: str) -> set[str]:
+    lines = (line for line in stderr.splitlines() if line.startswith("import time:"))
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize("arguments", [("diff", GOLDEN, GOLDEN), ("show", GOLDEN), ("--help",)], ids=lambda arguments: arguments[0])
+def test_reading_plans_loads_nothing_heavy(arguments: tuple[object, ...]) -> None:
+    ended = autoplan(*arguments, options=("-X", "importtime"))
+    assert ended.returncode == 0, ended.stderr
+    assert "yaml" in imported(ended.stderr)
+    assert not imported(ended.stderr) & set(HEAVY)
+
+
+def test_importing_plans_loads_no_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-c", "import autoplan.plan"]
+    ended = subprocess.run(command, env=os.environ | PATHS, capture_output=True, text=True, check=True, timeout=60)
+    assert not imported(ended.stderr) & set(HEAVY)
+
+
+def test_diff_answers_within_half_a_second() -> None:
+    """It takes 0.15 s alone. The fastest of five tries counts: what else runs here slows some of them, not what diff does."""
+    seconds = []
+    for _ in range(5):
+        start = perf_counter()
+        assert autoplan("diff", GOLDEN, GOLDEN).returncode == 0
+        seconds.append(perf_counter() - start)
+        if seconds[-1] < LIMIT_S:
+            return
+    raise AssertionError(f"diff took {min(seconds):.2f} s at best")
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    command = f"{sys.executable} -m autoplan show {GOLDEN} | true"
+    ended = subprocess.run(["bash", "-c", command], env=os.environ | PATHS, capture_output=True, text=True, timeout=60)
+    assert ended.stderr == ""
