@@ -40,6 +40,7 @@ LARGE_MODEL = 2_000_000_000  # parameters: above, no rank builds the whole model
 WARM_UP_STEPS = 2
 GIB = 2**30
 OWN_BUG = 70
+GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(options)
         return 0
     except AutoplanError as error:
-        if _rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
+        if _rank() != 0:
+            time.sleep(GRACE_S)  # torchrun ends all ranks with the first: let rank 0 speak, which has the same error
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception:
         traceback.print_exc()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from autoplan.graph.ir import Graph, Node
@@ -36,8 +37,11 @@ def _undropped(node: Node) -> Node:
     return replace(node, kwargs={**node.kwargs, name: 0.0}) if name in node.kwargs else node
 
 
-_DROPOUTS = {torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, torch.native_dropout}
-_ATTENTION = torch.nn.functional.scaled_dot_product_attention
+# Functions that take (input, p, ...): those of nn.functional are seen before the torch functions that they call.
+_DROPOUTS = {
+    *(torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, torch.native_dropout),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+}
 
 
 class NoDropout(TorchFunctionMode):
@@ -46,8 +50,16 @@ class NoDropout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in _DROPOUTS:
-            args, kwargs = (args[0], 0.0, *args[2:]), {key: value for key, value in kwargs.items() if key not in ("p", "input")}
-        elif func is _ATTENTION:
-            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
-            kwargs.pop("dropout_p", None)
+            args, kwargs = _with(args, kwargs, 1, "p", 0.0)
+        elif func is F.scaled_dot_product_attention:
+            args, kwargs = _with(args, kwargs, 4, "dropout_p", 0.0)
+        elif func is F.multi_head_attention_forward:
+            kwargs["training"] = False  # it asks for dropout and for nothing else
         return func(*args, **kwargs)
+
+
+def _with(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with one of them replaced."""
+    if position < len(args):
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}
