@@ -108,8 +108,8 @@ class _Decoder:
         if any(isinstance(state, _Unknown) for state in placed):
             self._leave_unknown(node)
             return
-        fitting = fitting_rows(self.graph, node, placed, self.mesh)
         line = self.plan.ops.get(self.op_keys.get(node.address, ""))
+        fitting = fitting_rows(self.graph, node, placed, self.mesh, (line.row if line else None) or "")
         if line is not None and line.row is not None:
             fitting = tuple(rows for rows in fitting if self._describe(node, rows) == line.row)
         elif not node.inputs:

@@ -5,7 +5,8 @@ Encoding and decoding a plan ask these same questions, so what one leaves out th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -13,7 +14,7 @@ from itertools import product
 from autoplan.assignment.assignment import Assignment
 from autoplan.assignment.redistributions import gradient_reaches
 from autoplan.graph.ir import Graph, Node
-from autoplan.placement import Mesh, Placements, Shard, forward_of
+from autoplan.placement import Mesh, Placement, Placements, Shard, forward_of
 from autoplan.redistribution import collectives, transition
 from autoplan.rules.combine import cut_call, rows_of
 from autoplan.rules.row import Call, Row, Strategy, call_of, make_strategy
@@ -31,11 +32,18 @@ class Edge:
     listed: Listed
 
 
-def fitting_rows(graph: Graph, node: Node, placed: Sequence[Placements | None], mesh: Mesh) -> tuple[tuple[Row, ...], ...]:
-    """Every combination of rows, one per axis, whose inputs are `placed` (None: unknown, or read for its shape alone)."""
+def fitting_rows(
+    graph: Graph, node: Node, placed: Sequence[Placements | None], mesh: Mesh, said: str = ""
+) -> tuple[tuple[Row, ...], ...]:
+    """Every combination of rows, one per axis, whose inputs are `placed` (None: unknown, or read for its shape alone).
+
+    Grouped shards are among them where an input is grouped so, or the text of a row that the plan `said`.
+    """
     call = call_of(graph, node)
-    hinted = tuple(replace(spec, hints=_hints(spec.ndim, state)) for spec, state in zip(call.operands, placed, strict=True))
-    return _fitting(_Key(replace(call, operands=hinted)), tuple(placed), mesh)
+    named = {Shard(int(dim), int(groups)) for dim, groups in _GROUPED.findall(said)}
+    operands = tuple(replace(spec, hints=_hints(spec.ndim, {*(state or ()), *named})) for spec, state in zip(call.operands, placed, strict=True))
+    outputs = tuple(replace(spec, hints=_hints(spec.ndim, named)) for spec in call.outputs)
+    return _fitting(_Key(replace(call, operands=operands, outputs=outputs)), tuple(placed), mesh)
 
 
 class _Key:
@@ -68,10 +76,13 @@ def _walk(call: Call, placed: tuple[Placements | None, ...], sizes: tuple[int, .
                 yield (row, *rest)
 
 
-def _hints(ndim: int, state: Placements | None) -> tuple[frozenset[int], ...]:
-    """The groups that a placement already has, so that rules offer rows for them."""
+_GROUPED = re.compile(r"S\((\d+),(\d+)\)")
+
+
+def _hints(ndim: int, placements: Iterable[Placement]) -> tuple[frozenset[int], ...]:
+    """The groups that placements already have, so that rules offer rows for them."""
     groups: list[set[int]] = [set() for _ in range(ndim)]
-    for placement in state or ():
+    for placement in placements:
         if isinstance(placement, Shard) and placement.groups > 1 and placement.dim < ndim:
             groups[placement.dim].add(placement.groups)
     return tuple(map(frozenset, groups))
