@@ -21,7 +21,7 @@ def app() -> None:
     """Plan how a PyTorch model is split over a mesh of GPUs: optimal under a cost model, reviewable as YAML, run exactly as planned."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command, by default that of this process; the exit code comes back."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without bars or somebody's letters is no reason to fail
