@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -26,7 +27,7 @@ TINY_LLAMA = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim"
 TINY_GPT2 = {"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 64, "batch": 4, "seq": 16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seeded:
     """A factory called with a fixed seed, here and in workers."""
 
@@ -53,7 +54,8 @@ def placements(text: str) -> Placements:
     return tuple(parse_placement(part) for part in text.split())
 
 
-def graph_of(build: Callable[[], Built], dtype: torch.dtype = torch.float32, mode: str = "train") -> Graph:
+@cache
+def graph_of(build: Seeded, dtype: torch.dtype = torch.float32, mode: str = "train") -> Graph:
     model = build()
     module, args, kwargs = cast_module(model.module, model.args, model.kwargs, dtype)
     return capture(module, args, kwargs, mode=mode)  # type: ignore[arg-type]
@@ -64,8 +66,12 @@ def random_assignment(graph: Graph, mesh: Mesh, seed: int) -> Assignment:
     random = Random(seed)
     hints = group_hints(graph, mesh)
     strategies = tuple(random.choice(strategies_of(call_of(graph, node, hints), mesh)) for node in graph.nodes)
-    sources = {value.id: random_state(value.shape, mesh, random) for value in graph.values if value.kind != "op"}
     whole = tuple(R for _ in mesh.shape)
+    sources = {
+        value.id: whole if value.kind == "constant" else random_state(value.shape, mesh, random)
+        for value in graph.values
+        if value.kind != "op"
+    }
     outputs = tuple(whole if value == graph.loss else random_state(graph.values[value].shape, mesh, random) for value in graph.outputs)
     return Assignment(graph, mesh, strategies, sources, outputs)
 
@@ -118,7 +124,7 @@ def plan_of(
     )
 
 
-def random_plan(build: Callable[[], Built], mesh: Mesh, seed: int, *, mode: str = "train", **options: Any) -> Plan:
+def random_plan(build: Seeded, mesh: Mesh, seed: int, *, mode: str = "train", **options: Any) -> Plan:
     dtype = COMPUTE_DTYPE[options.get("precision", "fp32")]
     return plan_of(random_assignment(graph_of(build, dtype, mode), mesh, seed), build().module, **options)
 

@@ -17,10 +17,8 @@ def input_name(graph: Graph, value: int) -> str:
 
 
 def output_names(graph: Graph) -> tuple[str, ...]:
-    """`loss` for the loss; `out` for any other output, numbered where there are several."""
-    others = [value for value in graph.outputs if value != graph.loss]
-    numbered = {value: f"out{i}" if len(others) > 1 else "out" for i, value in enumerate(others)}
-    return tuple("loss" if value == graph.loss else numbered[value] for value in graph.outputs)
+    """`loss` for the loss; any other output by its place in forward's result, as capture names it (`logits`, `output`)."""
+    return tuple("loss" if value == graph.loss else name for name, value in zip(graph.output_names, graph.outputs, strict=True))
 
 
 def reader_name(graph: Graph, node: int, operand: int) -> str:

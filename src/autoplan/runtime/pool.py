@@ -33,7 +33,7 @@ class WorkerError(RuntimeError):
 
 
 class WorkerPool:
-    """`size` processes as ranks 0 to size - 1; a context manager. After a failed job the workers are started anew."""
+    """`size` processes as ranks 0 to size - 1; a context manager. After a job in which a rank died or hung they start anew."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -58,7 +58,8 @@ class WorkerPool:
         failed = [answer for answer in answers if answer[0] != "result"]
         if not failed:
             return [answer[1] for answer in answers]
-        self.close(kill=True)
+        if any(answer[0] in ("dead", "late") for answer in failed):
+            self.close(kill=True)  # ranks may still wait for each other
         raise _worst(failed)
 
     def close(self, *, kill: bool = False) -> None:

@@ -132,9 +132,18 @@ def prepare(template: Template, training: bool) -> tuple[Assignment, tuple[Gathe
             "this runtime does not recompute blocks yet", where=plan.provenance.where("recompute"), next_step="plan again without recompute"
         )
     graph = template.captured(training)
-    assignment = decode(plan, graph)
+    assignment = decode(plan if graph.loss is not None or plan.options.mode == "infer" else without_gradients(plan), graph)
     note = check_graph(graph, plan) if training and template.rewrite is None else None
     return assignment, groups_of(assignment, plan), note
+
+
+def without_gradients(plan: Plan) -> Plan:
+    """A training plan as it holds in eval mode, where no gradient flows and both kinds of R are one state."""
+    reshard = {
+        key: tuple(replace(entry, forward=next(e.forward for e in entries if e.to == entry.to), backward=()) for entry in entries)
+        for key, entries in plan.reshard.items()
+    }
+    return replace(plan, reshard=reshard, ops={key: replace(line, gradient=None) for key, line in plan.ops.items()})
 
 
 def plan_digest(plan: Plan) -> str:

@@ -1,0 +1,179 @@
+"""What worker processes run in the tests of `parallelize`: each function is one rank's part."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from runtime_cases import Seeded
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+import autoplan
+from autoplan.load import Built
+from autoplan.plan.schema import Plan
+from autoplan.runtime import checkpoint
+from autoplan.runtime.inputs import to_torch
+from autoplan.runtime.parallelize import local_forward
+from autoplan.runtime.weights import initialize
+
+
+def mesh_of_plan(plan: Plan) -> DeviceMesh:
+    return init_device_mesh("cpu", plan.mesh.shape, mesh_dim_names=plan.mesh.names)
+
+
+def parallel(build: Seeded, plan: Plan) -> tuple[nn.Module, Built, DeviceMesh]:
+    model, mesh = build(), mesh_of_plan(plan)
+    return autoplan.parallelize(model.module, model.args, model.kwargs, plan, mesh), model, mesh
+
+
+def structure(build: Seeded, plan: Plan) -> dict[str, Any]:
+    """What a user sees of a parallel module."""
+    before = build().module
+    module, _, _ = parallel(build, plan)
+    parameters = dict(module.named_parameters())
+    full = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in module.state_dict().items()}
+    return {
+        "same_names": list(full) == list(before.state_dict())
+        and [n for n, _ in module.named_modules()] == [n for n, _ in before.named_modules()],
+        "same_values": all(torch.equal(full[name], value) for name, value in before.state_dict().items()),
+        "class": type(module).__name__,
+        "is_same_kind": isinstance(module, type(before)),
+        "placements": {name: tuple(map(str, p.placements)) for name, p in parameters.items() if isinstance(p, DTensor)},
+        "plain": [name for name, p in parameters.items() if not isinstance(p, DTensor)],
+        "tied": [name for name, _ in module.named_parameters(remove_duplicate=False)] != list(parameters),
+    }
+
+
+def train(build: Seeded, plan: Plan, steps: int, as_dtensors: bool = False) -> list[float]:
+    """Losses of a user's own loop."""
+    module, model, mesh = parallel(build, plan)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    args = autoplan.shard_inputs(plan, mesh, model.args)
+    if as_dtensors:
+        args = tuple(
+            distribute_tensor(tensor, mesh, to_torch(line.place)) for tensor, line in zip(model.args, plan.inputs.values(), strict=True)
+        )
+    losses = []
+    for _ in range(steps):
+        loss = module(*args)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def train_and_save(build: Seeded, plan: Plan, folder: str, steps: int) -> list[float]:
+    """Losses of steps that go on where the checkpoint in `folder` ends, if there is one."""
+    module, model, mesh = parallel(build, plan)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    done = checkpoint.resume(folder, module, optimizer)
+    args = autoplan.shard_inputs(plan, mesh, model.args)
+    losses = []
+    for _ in range(steps):
+        loss = module(*args)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    checkpoint.save(folder, module, optimizer, done + steps)
+    return losses
+
+
+def evaluate(build: Seeded, plan: Plan) -> tuple[float, float, bool, float]:
+    """Loss in eval mode, again in training, and whether eval recorded gradients."""
+    module, model, mesh = parallel(build, plan)
+    args = autoplan.shard_inputs(plan, mesh, model.args)
+    module.eval()
+    quiet = module(*args)
+    again = module(*args)
+    module.train()
+    return float(quiet), float(again), quiet.requires_grad, module(*args).item()
+
+
+def infer(build: Seeded, plan: Plan) -> tuple[bool, Tensor]:
+    """The output of an inference plan."""
+    module, model, mesh = parallel(build, plan)
+    output = module(*autoplan.shard_inputs(plan, mesh, model.args))
+    return isinstance(output, DTensor), output.full_tensor()
+
+
+def call_with(build: Seeded, plan: Plan, batch: tuple[Tensor, ...]) -> float:
+    """Calls the parallel module with tensors as they are."""
+    return parallel(build, plan)[0](*batch).item()
+
+
+def shard(plan: Plan, batch: Any) -> Any:
+    return autoplan.shard_inputs(plan, mesh_of_plan(plan), batch)
+
+
+def dtypes(build: Seeded, plan: Plan) -> dict[str, Any]:
+    """A step in the plan's precision: dtypes of parameters and gradients, the gradients, the loss."""
+    module, model, mesh = parallel(build, plan)
+    loss = module(*autoplan.shard_inputs(plan, mesh, model.args))
+    loss.backward()
+    return {
+        "parameters": {p.dtype for p in module.parameters()},
+        "gradients": {p.grad.dtype for p in module.parameters() if p.grad is not None},
+        "whole": {name: p.grad.full_tensor() for name, p in module.named_parameters() if isinstance(p.grad, DTensor)},
+        "loss": loss.item(),
+    }
+
+
+def on_four(build: Seeded, plan: Plan) -> None:
+    """A mesh of all processes, whatever the plan's is."""
+    model = build()
+    autoplan.parallelize(model.module, model.args, model.kwargs, plan, init_device_mesh("cpu", (4,)))
+
+
+def disagree(build: Seeded, plan: Plan, other: Plan) -> None:
+    """Rank 2 holds another plan."""
+    parallel(build, other if dist.get_rank() == 2 else plan)
+
+
+def from_meta(build: Seeded, plan: Plan) -> dict[str, Tensor]:
+    """A module whose parameters are on meta, initialised by its shards: whole values by name."""
+    model = build()
+    for owner in model.module.modules():
+        owner._parameters.update({name: nn.Parameter(p.to("meta")) for name, p in owner._parameters.items() if p is not None})
+    module = autoplan.parallelize(model.module, model.args, model.kwargs, plan, mesh_of_plan(plan))
+    initialize(module, seed=1)
+    return {name: p.full_tensor() for name, p in module.named_parameters() if isinstance(p, DTensor)}
+
+
+def compiled(build: Seeded, plan: Plan) -> tuple[float, float, float]:
+    """Loss and the largest gradient difference, eager against compiled by dynamo and autograd (no code generation)."""
+    results = []
+    for use in (False, True):
+        module, model, mesh = parallel(build, plan)
+        if use:
+            local_forward(module).compile(backend="aot_eager")
+        loss = module(*autoplan.shard_inputs(plan, mesh, model.args))
+        loss.backward()
+        results.append((loss.item(), [p.grad.to_local() for p in module.parameters() if isinstance(p.grad, DTensor)]))
+    (eager, expected), (fast, found) = results
+    return eager, fast, max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
+
+
+def die() -> None:
+    if dist.get_rank() == 1:
+        print("about to go", flush=True)
+        os._exit(9)
+    dist.barrier()
+
+
+def fail() -> None:
+    if dist.get_rank() == 1:
+        raise ValueError("rank one does not like this")
+    dist.barrier()
+
+
+def rank_and(number: int) -> tuple[int, int]:
+    total = torch.tensor(number)
+    dist.all_reduce(total)
+    return dist.get_rank(), int(total)
