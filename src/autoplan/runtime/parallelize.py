@@ -207,7 +207,7 @@ class _Bound:
         self._compiled: Callable[..., Any] | None = None
 
     def compile(self, **options: Any) -> None:
-        self._compiled = torch.compile(self.program.module, **options)
+        self._compiled = torch.compile(self.program.module, **({"dynamic": False} | options))  # sizes are the plan's
 
     def __call__(self, run: Run, tensors: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         if self._compiled is None:

@@ -21,11 +21,12 @@ from torch import Tensor, fx, nn
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup
 from autoplan.assignment.redistributions import Redistribution, redistributions_of
-from autoplan.collectives import redistribute, redistribute_gradient
+from autoplan.collectives.redistribute import redistribute_by
 from autoplan.graph.interpret import on_device
 from autoplan.graph.ir import Graph, Node, Ref, map_refs
 from autoplan.graph.ops import resolve, written_arguments
-from autoplan.placement import Placements, R, forward_of
+from autoplan.placement import Mesh, Placements, R, forward_of
+from autoplan.redistribution import transition
 from autoplan.rules import LocalOp, call_of, localize, rule_of
 from autoplan.runtime.parameters import Gather
 from autoplan.runtime.regather import Regathering
@@ -68,20 +69,16 @@ def build_program(assignment: Assignment, groups: Sequence[GatherGroup], device:
 class Redistribute(nn.Module):
     """A value in another state; `shared` is the result of another state with the same placements, if there is one."""
 
-    def __init__(self, produced: Placements, needed: Placements) -> None:
+    def __init__(self, produced: Placements, needed: Placements, mesh: Mesh) -> None:
         super().__init__()
-        self.produced = produced
-        self.needed = needed
+        self.states = f"{_states(produced)} -> {_states(needed)}"
+        self.steps = transition(produced, needed, mesh, needs_grad=True)
 
     def forward(self, run: Run, tensor: Tensor, shared: Tensor | None = None) -> Tensor:
-        if shared is None:
-            return redistribute(tensor, self.produced, self.needed, run.group)
-        if not tensor.requires_grad:
-            return shared
-        return redistribute_gradient(tensor, shared, self.produced, self.needed, run.group)
+        return redistribute_by(tensor, *self.steps, run.group, shared)
 
     def extra_repr(self) -> str:
-        return f"{_states(self.produced)} -> {_states(self.needed)}"
+        return self.states
 
 
 class LocalImplementation(nn.Module):
@@ -214,7 +211,7 @@ class _Builder:
             return source
         shared = () if planned.shares is None else (self._in_state(value, planned.shares),)
         name = f"{self.graph.values[value].address}_as_{_states(state)}"
-        self.made[value, state] = made = self._call(self._name(name), Redistribute(produced, state), source, *shared)
+        self.made[value, state] = made = self._call(self._name(name), Redistribute(produced, state, self.assignment.mesh), source, *shared)
         return made
 
     def _parameter(self, value: int, state: Placements) -> fx.Node:
@@ -236,7 +233,9 @@ class _Builder:
         produced = self.assignment.produced[value]
         source = self.made[value, produced]
         return (
-            source if forward_of(produced) == whole else self._call(self._name("buffer"), Redistribute(forward_of(produced), whole), source)
+            source
+            if forward_of(produced) == whole
+            else self._call(self._name("buffer"), Redistribute(forward_of(produced), whole, self.assignment.mesh), source)
         )
 
     def _any_state(self, value: int) -> fx.Node:
