@@ -53,7 +53,7 @@ def test_attention(prove_op: Callable[..., int], case: str) -> None:
 
 def test_more_ranks_than_key_value_heads_on_three_axes(prove_op: Callable[..., int]) -> None:
     args = [randn(2, 8, 8, 4), randn(2, 2, 8, 4), randn(2, 2, 8, 4), None, 0.0, True]
-    assert prove_op(SDPA, *args, enable_gqa=True, meshes=((4,), (8,), (2, 2, 2)), limit=60) > 60
+    assert prove_op(SDPA, *args, enable_gqa=True, meshes=((4,), (8,), (2, 2, 2)), limit=50) > 20
 
 
 def test_grouped_queries_keep_their_places_under_the_causal_mask(prove_op: Callable[..., int]) -> None:

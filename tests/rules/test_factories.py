@@ -24,18 +24,17 @@ CASES = {
     "zeros_like": ("aten.zeros_like.default", X),
     "ones_like": ("aten.ones_like.default", X > 0),
     "full_like": ("aten.full_like.default", X, 2.0),
-    "scalar_tensor": ("aten.scalar_tensor.default", 2.0),
 }
+
+
+DTYPES = {"new_ones": torch.bool, "linspace": torch.float64, "eye": torch.float64, "zeros": torch.float64, "ones": torch.float64}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_factories(prove_op: Callable[..., int], case: str) -> None:
-    op, *args = CASES[case]
-    kwargs = (
-        {"dtype": torch.bool}
-        if case == "new_ones"
-        else {"dtype": torch.float64}
-        if case in ("linspace", "eye", "zeros", "ones", "scalar_tensor")
-        else {}
-    )
-    assert prove_op(op, *args, **kwargs) > 0
+    kwargs = {"dtype": DTYPES[case]} if case in DTYPES else {}
+    assert prove_op(*CASES[case], **kwargs) > 0
+
+
+def test_a_number_is_replicated(prove_op: Callable[..., int]) -> None:
+    assert prove_op("aten.scalar_tensor.default", 2.0) == 0

@@ -51,9 +51,9 @@ def test_values_without_groups_have_no_hints(llama_graph: Graph) -> None:
 
 def test_hints_are_fast_on_two_and_three_axes(llama_graph: Graph) -> None:
     for mesh in (MESH, Mesh(("x", "y", "z"), (2, 2, 2))):
-        begin = time.perf_counter()
+        begin = time.process_time()
         group_hints(llama_graph, mesh)
-        assert time.perf_counter() - begin < 3  # 0.1 and 0.35 s on an idle machine
+        assert time.process_time() - begin < 2  # 0.1 and 0.35 s
 
 
 def without_rule(graph: Graph) -> set[str]:

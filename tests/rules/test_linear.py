@@ -44,7 +44,7 @@ def test_linear_with_grouped_columns_and_rows(prove_op: Callable[..., int]) -> N
 
 
 def test_on_three_axes(prove_op: Callable[..., int]) -> None:
-    assert prove_op("aten.linear.default", randn(8, 8), randn(8, 8), randn(8), meshes=((2, 2, 2),), limit=80) == 80
+    assert prove_op("aten.linear.default", randn(8, 8), randn(8, 8), randn(8), meshes=((2, 2, 2),)) > 50
 
 
 @settings(max_examples=8, deadline=None)

@@ -2,6 +2,7 @@
 
 from autoplan.rules.ops import (
     attention,
+    convolution,
     factories,
     indexing,
     linear,
@@ -17,6 +18,7 @@ from autoplan.rules.ops import (
 
 __all__ = [
     "attention",
+    "convolution",
     "factories",
     "indexing",
     "linear",
