@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as funcol
+import torch.distributed._functional_collectives  # registers the ops
 from torch import Tensor
 
 from autoplan.placement import Mesh
+
+_ops = torch.ops._c10d_functional  # torch 2.13 renames the Python functions around them, the ops stay
 
 
 class ProcessGroupCollectives:
@@ -19,23 +22,26 @@ class ProcessGroupCollectives:
         self.mesh = mesh
         self.coordinate = mesh.coordinate(dist.get_rank())
         self.groups = {axes: _make_group(mesh, axes) for axes in sorted(set(groups))}
+        self.names = {axes: group.group_name for axes, group in self.groups.items()}  # what the ops take
 
     @property
     def axes_of_group(self) -> dict[str, tuple[int, ...]]:
         """The mesh axes of each process group, by the name that the c10d ops carry."""
-        return {group.group_name: axes for axes, group in self.groups.items()}
+        return {name: axes for axes, name in self.names.items()}
 
     def all_gather(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        return funcol.wait_tensor(funcol.all_gather_tensor(tensor, 0, self.groups[axes]))
+        return _ops.wait_tensor(_ops.all_gather_into_tensor(tensor, self.mesh.group_size(axes), self.names[axes]))
 
     def reduce_scatter(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        return funcol.wait_tensor(funcol.reduce_scatter_tensor(tensor, "sum", 0, self.groups[axes]))
+        return _ops.wait_tensor(_ops.reduce_scatter_tensor(tensor, "sum", self.mesh.group_size(axes), self.names[axes]))
 
     def all_reduce(self, tensor: Tensor, axes: tuple[int, ...], op: str = "sum") -> Tensor:
-        return funcol.wait_tensor(funcol.all_reduce(tensor, op, self.groups[axes]))
+        return _ops.wait_tensor(_ops.all_reduce(tensor, op, self.names[axes]))
 
     def all_to_all(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        return funcol.wait_tensor(funcol.all_to_all_single(tensor, None, None, self.groups[axes]))
+        n = self.mesh.group_size(axes)
+        parts = [tensor.shape[0] // n] * n
+        return _ops.wait_tensor(_ops.all_to_all_single(tensor, parts, parts, self.names[axes]))
 
 
 def _make_group(mesh: Mesh, axes: tuple[int, ...]) -> dist.ProcessGroup:

@@ -35,7 +35,9 @@ def redistribute_gradient(tensor: Tensor, shared: Tensor, produced: Placements, 
     return _Redistribute.apply(tensor, shared.detach(), (), backward, group)
 
 
-def redistribute_by(tensor: Tensor, forward: tuple[Step, ...], backward: tuple[Step, ...], group: Collectives, shared: Tensor | None = None) -> Tensor:
+def redistribute_by(
+    tensor: Tensor, forward: tuple[Step, ...], backward: tuple[Step, ...], group: Collectives, shared: Tensor | None = None
+) -> Tensor:
     """As `redistribute`, by steps that are known; with `shared`, as `redistribute_gradient`."""
     if not tensor.requires_grad:
         return run_steps(tensor, forward, group) if shared is None else shared
@@ -46,7 +48,9 @@ def redistribute_by(tensor: Tensor, forward: tuple[Step, ...], backward: tuple[S
 
 class _Redistribute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, shared: Tensor | None, forward: tuple[Step, ...], backward: tuple[Step, ...], group: Collectives) -> Tensor:
+    def forward(
+        ctx: Any, tensor: Tensor, shared: Tensor | None, forward: tuple[Step, ...], backward: tuple[Step, ...], group: Collectives
+    ) -> Tensor:
         ctx.steps, ctx.group = backward, group
         if shared is not None:
             return shared.view_as(shared)

@@ -39,7 +39,9 @@ class _Meeting:
 class SimulatedCollectives:
     """The collectives of one simulated rank; `counts` holds how many of each (kind, axes) it has run."""
 
-    def __init__(self, mesh: Mesh, coordinate: tuple[int, ...], meet: Callable[[tuple[int, ...], tuple[int, ...]], tuple[_Meeting, int]]) -> None:
+    def __init__(
+        self, mesh: Mesh, coordinate: tuple[int, ...], meet: Callable[[tuple[int, ...], tuple[int, ...]], tuple[_Meeting, int]]
+    ) -> None:
         self.mesh = mesh
         self.coordinate = coordinate
         self.counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
