@@ -93,7 +93,7 @@ class _Builder:
         peak_groups = (tuple(self.temporaries), tuple(Group(values=tuple(terms)) for terms in self.gathered.values()))
         peaks = tuple(peak_groups if row == FORWARD_END else ((),) for row in range(ROWS))
         limit = self.limit_bytes // self.unit_bytes
-        problem = Problem(tuple(self.nodes), tuple(self.values), (limit,) * ROWS, peaks, self.unit_s / TIES, self.unit_bytes)
+        problem = Problem(tuple(self.nodes), tuple(self.values), (limit,) * ROWS, peaks, self.unit_s / TIES, self.unit_bytes, TIES)
         return Built(problem, self.candidates, self.source_nodes, outputs)
 
     def _add_node_class(self, c: int, strategies: tuple[Strategy, ...]) -> None:

@@ -15,11 +15,12 @@ from autoplan.planner.build import Built
 from autoplan.planner.solve import smallest_memory
 
 GIB = 2**30
+TIME_LIMIT_S = 10.0  # to find the smallest plan; what is not proved by then is said to be an upper bound
 
 
-def nothing_fits(built: Built, limit_bytes: int, hardware: Hardware, options: Options, time_limit_s: float | None) -> NoPlanFits:
+def nothing_fits(built: Built, limit_bytes: int, hardware: Hardware, options: Options) -> NoPlanFits:
     """The error that says how much the smallest plan needs, and for what."""
-    smallest = smallest_memory(built.problem, time_limit_s)
+    smallest = smallest_memory(built.problem, TIME_LIMIT_S)
     assert smallest is not None, "without limits everything fits"
     needed_bytes = smallest.cost * built.problem.unit_bytes
     assignment = built.assignment(smallest.choice)

@@ -27,6 +27,7 @@ from autoplan.planner.problem import Solution
 from autoplan.planner.solve import solve
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
+TIME_LIMIT_S = 60.0  # of the solver, where the request has none: a plan that is not proved by then says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +113,9 @@ def _solve(built: Built, request: PlanRequest, progress: Progress | None) -> Sol
     unit_ms = built.problem.unit_s * 1e3
     report = (lambda cost, bound: progress.incumbent(cost * unit_ms, bound * unit_ms)) if progress else None
     hint = base_choice(built, request.base) if request.base is not None else None
-    solution = solve(built.problem, request.time_limit_s, hint=hint, on_progress=report)
+    solution = solve(built.problem, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
     if solution is None:
-        raise nothing_fits(built, request.limit_bytes, request.hardware, request.options, request.time_limit_s)
+        raise nothing_fits(built, request.limit_bytes, request.hardware, request.options)
     return solution
 
 

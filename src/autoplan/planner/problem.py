@@ -77,7 +77,8 @@ class Group:
 class Problem:
     """Nodes, values and the limit of every memory row; `peaks[row]` is a tuple of peaks, each a tuple of groups.
 
-    `unit_s` and `unit_bytes` are what one of cost and of memory stand for.
+    `unit_s` and `unit_bytes` are what one of cost and of memory stand for. Costs that differ by less than `tie` are equal
+    but for preferences among equals.
     """
 
     nodes: tuple[ProblemNode, ...]
@@ -86,6 +87,7 @@ class Problem:
     peaks: tuple[tuple[tuple[Group, ...], ...], ...]
     unit_s: float
     unit_bytes: int
+    tie: int = 1
 
     @property
     def strategies(self) -> int:
@@ -139,6 +141,13 @@ def kept_classes(value: ProblemValue, choice: Sequence[int]) -> frozenset[int]:
     """The forward classes in which a value keeps a copy of its own."""
     states = (value.readers[keeper].needs[choice[value.readers[keeper].node]] for keeper in value.keepers)
     return frozenset(value.forward_class[q] for q in states if q is not None) - {value.free[value.made[choice[value.producer]]]}
+
+
+def top_groups(problem: Problem, choice: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """For every row and peak the number of the group that is largest under a choice; 0 where a peak has none."""
+    kept = [kept_classes(value, choice) for value in problem.values]
+    sizes = [[[_group_memory(group, choice, kept) for group in peak] for peak in peaks] for peaks in problem.peaks]
+    return tuple(tuple(peak.index(max(peak)) if peak else 0 for peak in peaks) for peaks in sizes)
 
 
 def _group_memory(group: Group, choice: Sequence[int], kept: Sequence[frozenset[int]]) -> int:

@@ -13,9 +13,10 @@ from time import perf_counter
 
 import numpy as np
 
-from autoplan.planner.bound import Bound, bound
-from autoplan.planner.problem import Group, Problem, ProblemNode, ProblemValue, Reader, Solution
-from autoplan.planner.solve_cpsat import smallest_memory, solve_cpsat
+from autoplan.errors import OutOfTime
+from autoplan.planner.bound import Bound, bound, memory_bound
+from autoplan.planner.problem import Group, Problem, ProblemNode, ProblemValue, Reader, Solution, evaluate, is_feasible
+from autoplan.planner.solve_cpsat import solve_cpsat, solve_memory_cpsat
 
 BANDS = (1e-5, 1e-3, 1e-2, 5e-2, 0.25, 1.0, float("inf"))  # how far above the bound thresholds are guessed
 ROUNDING = 1e-6  # of the bound: more than its floating-point error, so that no optimum is ever pruned
@@ -34,29 +35,89 @@ def solve(
     """
     start = perf_counter()
     below = bound(problem)
-    incumbent: Solution | None = None
-    proved = max(0, int(np.floor(below.value * (1 - ROUNDING)))) if np.isfinite(below.value) else 0
+    if not np.isfinite(below.value):
+        return None
+    incumbent = _met(problem, below.choice)
+    if incumbent is None:
+        smallest = memory_bound(problem)
+        if smallest.value * (1 - ROUNDING) > max(problem.limits):
+            return None
+        incumbent = _met(problem, smallest.choice)
+    proved = max(0, int(below.value - ROUNDING * abs(below.value)))
     tried: tuple[tuple[int, ...], ...] | None = None
     for slack in BANDS:
-        threshold = incumbent.cost if incumbent else below.value + slack * max(abs(below.value), 1.0)
+        threshold = below.value + slack * max(abs(below.value), 1.0)
+        if incumbent is not None:
+            threshold = min(threshold, incumbent.cost)
         kept = _within(below, threshold)
-        if not all(kept) or kept == tried:
-            continue
-        tried = kept
-        left = None if time_limit_s is None else max(0.01, time_limit_s - (perf_counter() - start))
-        found = solve_cpsat(_restrict(problem, kept), left, hint=_restricted_hint(hint, kept), on_progress=on_progress)
-        if found is None:
-            if threshold == float("inf"):
-                return None
-            proved = max(proved, int(threshold))
-            continue
-        found = replace(found, choice=tuple(strategies[s] for strategies, s in zip(kept, found.choice, strict=True)))
-        if found.status != "optimal":
-            return replace(found, bound=max(proved, min(found.bound, int(min(threshold, found.cost)))))
-        if found.cost <= threshold:
-            return found
-        incumbent = found
-    return incumbent
+        if all(kept) and kept != tried:
+            tried = kept
+            left = None if time_limit_s is None else max(0.1, time_limit_s - (perf_counter() - start))
+            found = _solve_within(problem, kept, left, incumbent.choice if incumbent else hint, on_progress)
+            if found == TIMEOUT:
+                break
+            if isinstance(found, Solution):
+                incumbent = min(filter(None, (incumbent, found)), key=lambda solution: solution.cost)
+                if found.status != "optimal":
+                    proved = max(proved, min(found.bound, int(threshold)))
+                    break
+                if found.cost <= threshold:
+                    return found
+        if threshold == float("inf"):
+            return None
+        proved = max(proved, int(threshold))
+    if incumbent is None:
+        raise OutOfTime(f"no plan found in {time_limit_s:g} s", next_step="raise --time-limit")
+    proved = min(proved, incumbent.cost)
+    return replace(incumbent, bound=proved, status="optimal" if proved == incumbent.cost else "feasible")
+
+
+TIMEOUT = "timeout"
+
+
+def _solve_within(
+    problem: Problem,
+    kept: tuple[tuple[int, ...], ...],
+    time_limit_s: float | None,
+    hint: Sequence[int] | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Solution | str | None:
+    """The best choice among the `kept` strategies; None where none fits, TIMEOUT where none was found in time."""
+    try:
+        found = solve_cpsat(_restrict(problem, kept), time_limit_s, hint=_restricted_hint(hint, kept), on_progress=on_progress)
+    except OutOfTime:
+        return TIMEOUT
+    return found and _unrestricted(found, kept)
+
+
+def smallest_memory(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
+    """The choice whose greatest row of memory is least; its `cost` and `bound` are in memory units. None: nothing is possible."""
+    below = memory_bound(problem)
+    if not np.isfinite(below.value):
+        return None
+    if below.choice is None:
+        return solve_memory_cpsat(problem, time_limit_s)
+    peak = max(evaluate(problem, below.choice).memory)
+    kept = _within(below, peak)
+    met = Solution(below.choice, peak, int(below.value), "feasible")
+    try:
+        found = solve_memory_cpsat(_restrict(problem, kept), time_limit_s, hint=_restricted_hint(below.choice, kept))
+    except OutOfTime:
+        return met
+    return met if found is None or found.cost > peak else _unrestricted(found, kept)
+
+
+def _met(problem: Problem, choice: tuple[int, ...] | None) -> Solution | None:
+    """A choice that a bound met on its way, if it is feasible."""
+    if choice is None or not is_feasible(problem, choice):
+        return None
+    cost = evaluate(problem, choice).cost
+    assert cost is not None
+    return Solution(choice, cost, 0, "feasible")
+
+
+def _unrestricted(found: Solution, kept: Sequence[tuple[int, ...]]) -> Solution:
+    return replace(found, choice=tuple(strategies[s] for strategies, s in zip(kept, found.choice, strict=True)))
 
 
 def _within(below: Bound, threshold: float) -> tuple[tuple[int, ...], ...]:
@@ -93,6 +154,3 @@ def _restrict(problem: Problem, kept: Sequence[tuple[int, ...]]) -> Problem:
         values=tuple(map(restrict_value, problem.values)),
         peaks=tuple(tuple(tuple(map(restrict_group, peak)) for peak in peaks) for peaks in problem.peaks),
     )
-
-
-__all__ = ["smallest_memory", "solve"]

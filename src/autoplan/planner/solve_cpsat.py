@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ortools.sat.python import cp_model
@@ -41,17 +42,17 @@ def solve_cpsat(
     for row, limit in enumerate(problem.limits):
         model.cp.add(_row_sum(model, row) <= limit)
     model.cp.minimize(_sum(model.costs))
-    return _run(model, time_limit_s, hint, on_progress)
+    return _run(model, time_limit_s, hint, on_progress, gap=problem.tie - 1)
 
 
-def smallest_memory(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
-    """The choice that needs the least memory; its `cost` and `bound` are in memory units."""
+def solve_memory_cpsat(problem: Problem, time_limit_s: float | None = None, *, hint: Sequence[int] | None = None) -> Solution | None:
+    """The choice that needs the least memory in its greatest row; its `cost` and `bound` are in memory units."""
     model = _build(problem)
     peak = model.cp.new_int_var(0, 1 << 50, "peak")
     for row in range(len(problem.limits)):
         model.cp.add(_row_sum(model, row) <= peak)
     model.cp.minimize(peak)
-    return _run(model, time_limit_s, None, None)
+    return _run(model, time_limit_s, hint, None, gap=0)
 
 
 def _build(problem: Problem) -> _Model:
@@ -201,7 +202,12 @@ class _Progress(cp_model.CpSolverSolutionCallback):
 
 
 def _run(
-    model: _Model, time_limit_s: float | None, hint: Sequence[int] | None, on_progress: Callable[[int, int], None] | None
+    model: _Model,
+    time_limit_s: float | None,
+    hint: Sequence[int] | None,
+    on_progress: Callable[[int, int], None] | None,
+    *,
+    gap: int,
 ) -> Solution | None:
     for literals, s in zip(model.chosen, hint or (), strict=False):
         for index, literal in enumerate(literals):
@@ -211,9 +217,10 @@ def _run(
     solver.parameters.num_workers = WORKERS
     solver.parameters.interleave_search = True
     solver.parameters.linearization_level = 2
+    solver.parameters.absolute_gap_limit = gap
     if time_limit_s is not None:
         solver.parameters.max_time_in_seconds = time_limit_s
-    status = solver.solve(model.cp, _Progress(on_progress) if on_progress else None)
+    status = _solve_interruptibly(solver, model.cp, _Progress(on_progress) if on_progress else None)
     if status == cp_model.INFEASIBLE:
         return None
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -224,3 +231,15 @@ def _run(
     choice = tuple(next(s for s, literal in enumerate(literals) if solver.boolean_value(literal)) for literals in model.chosen)
     cost, bound = round(solver.objective_value), round(solver.best_objective_bound)
     return Solution(choice, cost, bound, "optimal" if status == cp_model.OPTIMAL else "feasible")
+
+
+def _solve_interruptibly(solver: cp_model.CpSolver, model: cp_model.CpModel, callback: _Progress | None) -> int:
+    """The solver's status. CP-SAT takes Ctrl-C for the end of its time, so it runs beside and Python hears it."""
+    solver.parameters.catch_sigint_signal = False
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(solver.solve, model, callback)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            solver.stop_search()
+            raise
