@@ -17,7 +17,7 @@ from autoplan.assignment.gathers import gather_groups
 from autoplan.graph import Graph, capture, cast_module, find_blocks, foldable_prefixes, graph_digest, model_digest
 from autoplan.load import Built
 from autoplan.models import gpt2, llama
-from autoplan.placement import Mesh, Placements, R, Shard, fits, parse_placement
+from autoplan.placement import Mesh, Placement, Placements, R, Shard, fits, parse_placement
 from autoplan.plan.schema import HardwareInfo, ModelInfo, Options, Plan, Predicted, SolverInfo
 from autoplan.rules import Strategy, call_of, strategies_of
 from autoplan.rules.hints import group_hints
@@ -77,7 +77,7 @@ def random_assignment(graph: Graph, mesh: Mesh, seed: int) -> Assignment:
 
 
 def random_state(shape: tuple[int, ...], mesh: Mesh, random: Random) -> Placements:
-    choices = [R, *(Shard(dim) for dim in range(len(shape)))]
+    choices: list[Placement] = [R, *(Shard(dim) for dim in range(len(shape)))]
     while True:
         state = tuple(random.choice(choices) if n > 1 else R for n in mesh.shape)
         if fits(shape, state, mesh):
@@ -110,7 +110,7 @@ def plan_of(
     return Plan(
         model=ModelInfo(target, sum(p.numel() for p in module.parameters()), model_digest(module), graph_digest(graph), settings or {}),
         mesh=assignment.mesh,
-        hardware=HardwareInfo("none", ""),
+        hardware=HardwareInfo("none", "sha256:0"),
         options=Options(**({"mode": mode, "precision": "fp32"} | options)),
         inputs=decisions.inputs,
         outputs=decisions.outputs,

@@ -20,6 +20,8 @@ def test_a_worker_that_dies_is_named_with_its_last_words_and_the_pool_starts_ane
         assert own.run(process_jobs.rank_and, 3) == [(0, 6), (1, 6)]
 
 
-def test_an_exception_comes_with_its_traceback() -> None:
-    with WorkerPool(2) as own, pytest.raises(WorkerError, match="(?s)rank 1: Traceback.*rank one does not like this"):
-        own.run(process_jobs.fail)
+def test_an_exception_comes_with_its_traceback_and_the_workers_stay(pool: WorkerPool) -> None:
+    before = pool.run(process_jobs.process)
+    with pytest.raises(WorkerError, match="(?s)rank 1: Traceback.*rank one does not like this"):
+        pool.run(process_jobs.fail)
+    assert pool.run(process_jobs.process) == before

@@ -24,9 +24,8 @@ WIDER = {"batch": 12, "dim": 48, "ffn_dim": 96, "n_heads": 6, "n_kv_heads": 3, "
 WIDE = Seeded(TINY.factory, {**TINY.settings, **WIDER})  # sizes that 2 and 3 divide
 
 
-def checked(build: Seeded, assignment: Assignment, *, regather: bool | None = None) -> Verification:
-    groups = gather_groups(assignment, {"layers", "blocks", "h"}, None if regather is None else lambda name: bool(regather))
-    found = verify_assignment(build, assignment, groups)
+def checked(build: Seeded, assignment: Assignment) -> Verification:
+    found = verify_assignment(build, assignment, gather_groups(assignment, {"layers"}))
     assert found.ok, found.to_json() | {"problems": found.problems}
     return found
 
@@ -63,7 +62,7 @@ def test_gathering_again_in_backward_changes_no_bit_of_a_gradient(llama: Graph) 
     assignment = random_assignment(llama, mesh_of(2, 2), 5)
     runs = []
     for regather in (True, False):
-        groups = gather_groups(assignment, {"layers"}, lambda name, wanted=regather: wanted)
+        groups = gather_groups(assignment, {"layers"}, (lambda name: True) if regather else (lambda name: False))
         runs.append((groups, results_of(WIDE, assignment, groups)))
     (again, first), (kept, second) = runs
     assert all(torch.equal(a.gradients[fqn], b.gradients[fqn]) for a, b in zip(first, second, strict=True) for fqn in a.gradients)  # type: ignore[arg-type]

@@ -218,6 +218,7 @@ class _Builder:
         stored = self.made[value, self.assignment.produced[value]]
         group = self.group_of.get((value, state))
         if group is None:
+            assert forward_of(state) == forward_of(self.assignment.produced[value]), "a gather group is missing"
             cast = self.fx.call_function(torch.ops.aten.to.dtype, (stored, self.dtype_of[value]))
             self.made[value, state] = cast
             return cast

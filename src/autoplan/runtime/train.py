@@ -177,6 +177,8 @@ def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[in
     losses: list[float] = []
     seconds: list[float] = []
     memory_before = _resident_bytes()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     for step in steps:
         batch = _own_part(module, batches(step))
         _settle()

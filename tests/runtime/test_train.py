@@ -1,0 +1,90 @@
+"""The torchrun entry: what it prints, what it resumes, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runtime_cases import TINY, Seeded, mesh_of, random_plan
+
+from autoplan.plan import write_plan
+
+ROOT = Path(__file__).parent.parent.parent
+SETTINGS = {**TINY.settings, "vocab_size": 256, "n_layers": 1}
+BUILD = Seeded(TINY.factory, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plans")
+    for ranks in (1, 2):
+        plan = random_plan(BUILD, mesh_of(ranks), 0, target="autoplan.models.llama:build", settings=SETTINGS)
+        write_plan(plan, folder / f"{ranks}.yaml")
+    return folder
+
+
+def torchrun(processes: int, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def alone(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_train_as_one_does_and_go_on_from_a_checkpoint(plans: Path, tmp_path: Path) -> None:
+    text = str(ROOT / "src/autoplan/models/data/proverbs.txt")
+    common = ("--data", text, "--lr", "3e-3", "--json", "--seed", "3")
+    one = alone(str(ROOT / "apply.py"), "--plan", str(plans / "1.yaml"), "--steps", "6", *common, folder=tmp_path)
+    assert one.returncode == 0, one.stderr
+    expected = json.loads(one.stdout)
+    assert set(expected) == {"step_ms", "peak_gib", "losses", "predicted"}
+    assert len(expected["losses"]) == 6 and expected["losses"][-1] < expected["losses"][0]
+    assert "step 1: loss" in one.stderr and "predicted" in one.stderr
+
+    losses = []
+    for _ in range(2):
+        part = torchrun(
+            2, "-m", "autoplan.runtime", "--plan", str(plans / "2.yaml"), "--steps", "3", "--checkpoint", "ck", *common, folder=tmp_path
+        )
+        assert part.returncode == 0, part.stderr
+        losses += json.loads(part.stdout)["losses"]
+    assert losses == pytest.approx(expected["losses"], rel=1e-4)
+    assert "resumed after step 3" in part.stderr
+
+
+def test_a_wrong_number_of_processes_is_one_message_with_the_right_line(plans: Path) -> None:
+    found = alone(str(ROOT / "apply.py"), "--plan", str(plans / "2.yaml"), folder=plans)
+    assert found.returncode == 2 and not found.stdout
+    assert found.stderr.count("error:") == 1 and "Traceback" not in found.stderr
+    assert "torchrun --nproc-per-node 2 apply.py --plan" in found.stderr
+
+
+def test_under_torchrun_rank_0_alone_speaks(plans: Path) -> None:
+    found = torchrun(2, str(ROOT / "apply.py"), "--plan", str(plans / "2.yaml"), "--set", "ffn_dim=64", folder=plans)
+    assert found.returncode != 0
+    assert found.stderr.count("error:") == 1, found.stderr
+    assert "mlp.w1.weight" in found.stderr
+    assert "runtime/train.py" not in found.stderr  # the traceback that follows is torchrun's own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--plan", "none.yaml"), "cannot be read"),
+        (("--plan", "1.yaml", "--data", "none.txt"), "the data cannot be read"),
+        (("--plan", "1.yaml", "--data", "short.txt"), "a sequence takes 17"),
+        (("--plan", "1.yaml", "--target", "none.py"), "no such file: none.py"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_1(plans: Path, arguments: tuple[str, ...], said: str) -> None:
+    (plans / "short.txt").write_text("short")
+    found = alone(str(ROOT / "apply.py"), *arguments, folder=plans)
+    assert found.returncode == 1 and not found.stdout
+    assert said in found.stderr and found.stderr.count("error:") == 1 and "Traceback" not in found.stderr
