@@ -196,3 +196,18 @@ def fits(shape: Sequence[int], placements: Placements, mesh: Mesh) -> bool:
                 return False
             local[placement.dim] //= n
     return True
+
+
+def dtensor_holds(placements: Placements) -> bool:
+    """Whether DTensor reads `placements` as we do: no later axis may cut a dim that an earlier one cuts in groups.
+
+    torch 2.13: `full_tensor` of `[S(0,3), S(0,3)]` is wrong, that of `[S(0,3), S(0)]` fails.
+    """
+    grouped: set[int] = set()
+    for placement in placements:
+        if isinstance(placement, Shard):
+            if placement.dim in grouped:
+                return False
+            if placement.groups > 1:
+                grouped.add(placement.dim)
+    return True

@@ -8,7 +8,7 @@ from itertools import product
 
 from autoplan.graph.blocks import NodeClasses
 from autoplan.graph.ir import Graph, Value
-from autoplan.placement import Mesh, Placement, Placements, R, Shard, fits
+from autoplan.placement import Mesh, Placement, Placements, R, Shard, dtensor_holds, fits
 from autoplan.rules.combine import strategies_of
 from autoplan.rules.hints import group_hints
 from autoplan.rules.registry import rule_of
@@ -66,9 +66,9 @@ def _output_states(graph: Graph, value: Value, mesh: Mesh) -> tuple[Placements, 
 
 
 def _shards(shape: tuple[int, ...], mesh: Mesh, hints: tuple[frozenset[int], ...]) -> tuple[Placements, ...]:
-    """Every combination of R and shards of `shape` on the axes of `mesh` that divides."""
+    """Every combination of R and shards of `shape` on the axes of `mesh` that divides and that a DTensor can hold."""
     single: list[Placement] = [R]
     for dim in range(len(shape)):
         single += [Shard(dim, groups) for groups in (1, *sorted(hints[dim] - {1} if hints else ()))]
     per_axis = [single if n > 1 else [R] for n in mesh.shape]
-    return tuple(state for state in product(*per_axis) if fits(shape, state, mesh))
+    return tuple(state for state in product(*per_axis) if fits(shape, state, mesh) and dtensor_holds(state))

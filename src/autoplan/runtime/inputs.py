@@ -33,20 +33,9 @@ def _to_torch(placement: ours.Placement) -> Placement:
 
 
 def as_dtensor(local: Tensor, shape: Sequence[int], placements: Placements, device_mesh: DeviceMesh) -> DTensor:
-    """The DTensor of global `shape` of which this rank holds `local`; raises PlanError for placements that DTensor misreads.
-
-    Grouped shards are right in DTensor as long as no later axis cuts the same dim (torch 2.13: `full_tensor` of [S(0,3),
-    S(0,3)] is wrong, of [S(0,3), S(0)] fails).
-    """
-    for axis, placement in enumerate(placements):
-        inner = [
-            p for p in placements[axis + 1 :] if isinstance(p, ours.Shard) and isinstance(placement, ours.Shard) and p.dim == placement.dim
-        ]
-        if inner and isinstance(placement, ours.Shard) and placement.groups > 1:
-            raise PlanError(
-                f"{format_placements(placements)} is not a placement that DTensor can hold",
-                next_step="cut another dim on one of these axes",
-            )
+    """The DTensor of global `shape` of which this rank holds `local`; raises PlanError for placements that DTensor misreads."""
+    if not ours.dtensor_holds(placements):
+        raise PlanError(f"{format_placements(placements)} is not a placement that DTensor can hold", next_step="cut another dim on one of these axes")
     stride = torch.empty(tuple(shape), device="meta").stride()
     return DTensor.from_local(local, device_mesh, to_torch(placements), run_check=False, shape=torch.Size(shape), stride=stride)
 
