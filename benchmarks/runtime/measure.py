@@ -47,7 +47,11 @@ def main() -> None:
         for flag in modes:
             for plan in sorted(options.plans.glob("*.yaml")):
                 left = options.limit_s - (time.monotonic() - start)
-                record = {"plan": plan.name, "compile": flag is not None, **(run(plan, flag, options.steps, left) if left > 30 else {"error": "no time left"})}
+                record = {
+                    "plan": plan.name,
+                    "compile": flag is not None,
+                    **(run(plan, flag, options.steps, left) if left > 30 else {"error": "no time left"}),
+                }
                 out.write(json.dumps(record) + "\n")
                 out.flush()
                 print(json.dumps(record)[:400], flush=True)
@@ -61,7 +65,19 @@ def run(plan: Path, flag: str | None, steps: int, limit_s: float) -> dict[str, o
         captured = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit_s)
         found |= json.loads(captured.stdout.splitlines()[-1]) if captured.returncode == 0 else {"capture_error": captured.stderr[-1500:]}
     ranks = 4
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), str(ROOT / "apply.py"), "--plan", str(plan.resolve()), "--steps", str(steps), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(ranks),
+        str(ROOT / "apply.py"),
+        "--plan",
+        str(plan.resolve()),
+        "--steps",
+        str(steps),
+        "--json",
+    ]
     begun = time.monotonic()
     try:
         done = subprocess.run([*command, *([flag] if flag else [])], capture_output=True, text=True, timeout=limit_s)
@@ -69,7 +85,14 @@ def run(plan: Path, flag: str | None, steps: int, limit_s: float) -> dict[str, o
         return found | {"error": f"longer than {limit_s:.0f} s", "stderr": (expired.stderr or b"")[-1500:].decode(errors="replace")}
     if done.returncode:
         return found | {"error": f"exit {done.returncode}", "stderr": done.stderr[-3000:]}
-    return found | json.loads(done.stdout.splitlines()[-1]) | {"wall_s": round(time.monotonic() - begun, 1), "notes": [line for line in done.stderr.splitlines() if line.startswith(("note", "step 1"))][:8]}
+    return (
+        found
+        | json.loads(done.stdout.splitlines()[-1])
+        | {
+            "wall_s": round(time.monotonic() - begun, 1),
+            "notes": [line for line in done.stderr.splitlines() if line.startswith(("note", "step 1"))][:8],
+        }
+    )
 
 
 if __name__ == "__main__":

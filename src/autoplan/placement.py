@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import product
 
 from autoplan.errors import PlacementError, UsageError
@@ -77,13 +77,13 @@ def format_placements(placements: Placements) -> str:
     return "[" + ", ".join(map(str, placements)) + "]"
 
 
-@lru_cache(maxsize=None)
+@cache
 def forward_of(state: Placements) -> Placements:
     """The placements of the value itself: a state without the kind of its gradient."""
     return tuple(R if isinstance(p, Replicate) else p for p in state)
 
 
-@lru_cache(maxsize=None)
+@cache
 def gradient_of(state: Placements) -> Placements:
     """The placements of the gradient of a value in `state`: S as the value, P gives R, R gives R or P (DESIGN 4)."""
     return tuple(_gradient(p) for p in state)
@@ -175,7 +175,9 @@ def cut(shape: Sequence[int], placement: Placement, axis_size: int) -> tuple[int
     if dim >= len(shape):
         raise PlacementError(f"{placement} of a tensor with {len(shape)} dims {list(shape)}", next_step=f"dims are 0 to {len(shape) - 1}")
     if shape[dim] % (groups * axis_size):
-        raise PlacementError(f"{placement} over {axis_size} ranks does not divide {shape[dim]}", next_step=f"it must be a multiple of {groups * axis_size}")
+        raise PlacementError(
+            f"{placement} over {axis_size} ranks does not divide {shape[dim]}", next_step=f"it must be a multiple of {groups * axis_size}"
+        )
     return (*shape[:dim], shape[dim] // axis_size, *shape[dim + 1 :])
 
 

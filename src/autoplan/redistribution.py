@@ -8,7 +8,7 @@ later axis cuts that dim; `lower` orders the steps accordingly, and gathers a la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Literal
 
 from autoplan.placement import Mesh, P, Partial, Placement, Placements, R, Replicate, Shard, forward_of, gradient_of
@@ -41,7 +41,7 @@ class Step:
         return self.kind not in LOCAL_KINDS
 
 
-@lru_cache(maxsize=None)
+@cache
 def lower(src: Placements, dst: Placements, mesh: Mesh) -> tuple[Step, ...]:
     """The steps that bring a value from placements `src` to `dst`; empty if they are equal."""
     current = list(src)
@@ -116,8 +116,15 @@ def _merge(steps: list[Step], mesh: Mesh) -> tuple[Step, ...]:
     merged: list[Step] = []
     for step in steps:
         last = merged[-1] if merged else None
-        if last and last.kind == step.kind and last.kind in ("all-reduce", "all-gather", "reduce-scatter") and (last.src, last.dst) == (step.src, step.dst):
-            merged[-1] = Step(step.kind, tuple(sorted(last.axes + step.axes)), step.src, step.dst, min(last.full_divisor, step.full_divisor))
+        if (
+            last
+            and last.kind == step.kind
+            and last.kind in ("all-reduce", "all-gather", "reduce-scatter")
+            and (last.src, last.dst) == (step.src, step.dst)
+        ):
+            merged[-1] = Step(
+                step.kind, tuple(sorted(last.axes + step.axes)), step.src, step.dst, min(last.full_divisor, step.full_divisor)
+            )
         else:
             merged.append(step)
     return tuple(merged)

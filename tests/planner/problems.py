@@ -44,7 +44,12 @@ def _random_value(random: Random, producer: int, nodes: int, strategies: int) ->
         f"v{producer}",
         producer,
         tuple(random.randrange(made) for _ in range(strategies)),
-        tuple(Reader(node, tuple(random.choice([None, *range(needed)] if random.random() < 0.2 else [*range(needed)]) for _ in range(strategies))) for node in readers),
+        tuple(
+            Reader(
+                node, tuple(random.choice([None, *range(needed)] if random.random() < 0.2 else [*range(needed)]) for _ in range(strategies))
+            )
+            for node in readers
+        ),
         classes,
         _costs(random, made, max(classes) + 1),
         _costs(random, made, needed),
@@ -55,7 +60,10 @@ def _random_value(random: Random, producer: int, nodes: int, strategies: int) ->
 
 
 def _costs(random: Random, rows: int, columns: int) -> Matrix:
-    return tuple(tuple(FORBIDDEN if random.random() < 0.05 else random.choice([0, random.randint(1, 15)]) for _ in range(columns)) for _ in range(rows))
+    return tuple(
+        tuple(FORBIDDEN if random.random() < 0.05 else random.choice([0, random.randint(1, 15)]) for _ in range(columns))
+        for _ in range(rows)
+    )
 
 
 def brute_force(problem: Problem) -> int | None:

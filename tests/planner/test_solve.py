@@ -3,10 +3,10 @@
 from itertools import product
 
 import pytest
+from problems import brute_force, random_problem
 
 from autoplan.planner.problem import evaluate, is_feasible
 from autoplan.planner.solve import smallest_memory, solve
-from problems import brute_force, random_problem
 
 SEEDS = range(60)
 

@@ -92,20 +92,23 @@ class _Decoder:
             if line.shape != values[value].shape:
                 self.report(f"{key}: shape {list(line.shape)}, but the model's is {list(values[value].shape)}", "inputs", key)
             self._place_source(value, line.place, "inputs", key)
-        for value in values:
-            if value.kind == "constant":
-                self._place_source(value.id, (R,) * self.mesh.ndim, "model")
+        for constant in values:
+            if constant.kind == "constant":
+                self._place_source(constant.id, (R,) * self.mesh.ndim, "model")
         self.outputs = tuple(plan.outputs[output_keys[name]].place for name in output_names(graph))
 
     def _place_source(self, value: int, state: Placements, *keys: str) -> None:
         if not fits(self.graph.values[value].shape, state, self.mesh) or any(isinstance(p, Partial) for p in state):
-            self.report(f"{self.graph.values[value].address}: {format_placements(state)} of shape {list(self.graph.values[value].shape)}", *keys)
+            self.report(
+                f"{self.graph.values[value].address}: {format_placements(state)} of shape {list(self.graph.values[value].shape)}", *keys
+            )
         self.sources[value] = self.forward[value] = state
 
     def place(self, node: Node) -> None:
         """Choose the rows of a node by how its inputs are placed, or as its `ops` line says."""
-        placed = [self._placed(value, node, operand) for operand, value in enumerate(node.inputs)]
-        if any(isinstance(state, _Unknown) for state in placed):
+        found = [self._placed(value, node) for value in node.inputs]
+        placed = [state for state in found if not isinstance(state, _Unknown)]
+        if len(placed) < len(found):
             self._leave_unknown(node)
             return
         line = self.plan.ops.get(self.op_keys.get(node.address, ""))
@@ -122,8 +125,8 @@ class _Decoder:
         for j, value in enumerate(node.outputs):
             self.forward[value] = tuple(row.outs[j] for row in rows)
 
-    def _placed(self, value: int, node: Node, operand: int) -> Placements | None | _Unknown:
-        """The placements in which `node` reads an operand."""
+    def _placed(self, value: int, node: Node) -> Placements | _Unknown:
+        """The placements in which `node` reads a value."""
         natural = self.forward[value]
         if value in self.param_lines:
             return self._used(value, node)
@@ -143,7 +146,7 @@ class _Decoder:
             return _UNKNOWN
         return entry.to
 
-    def _used(self, value: int, node: Node) -> Placements | None | _Unknown:
+    def _used(self, value: int, node: Node) -> Placements | _Unknown:
         key, line = self.param_lines[value]
         if not isinstance(line.use, Mapping):
             return line.use
@@ -170,8 +173,8 @@ class _Decoder:
         for value in node.outputs:
             self.forward[value] = None
 
-    def _report_no_row(self, node: Node, placed: list[Placements | None], wanted: str | None) -> None:
-        inputs = ", ".join("-" if state is None else format_placements(state) for state in placed)
+    def _report_no_row(self, node: Node, placed: list[Placements], wanted: str | None) -> None:
+        inputs = ", ".join(map(format_placements, placed))
         possible = fitting_rows(self.graph, node, [None] * len(placed), self.mesh)
         some = sorted({self._describe(node, rows) for rows in possible})[:4]
         if wanted is not None:
@@ -195,7 +198,11 @@ class _Decoder:
         if partial is None:
             keys = {self.reshard_keys[a] for v in node.outputs if (a := self.graph.values[v].address) in self.reshard_keys}
             where = ("reshard", min(keys)) if keys else ("reshard",)
-            self.report(f"{node.address}: the backward collectives listed for its readers cannot all be right", *where, next_step=self._expected(node, edges))
+            self.report(
+                f"{node.address}: the backward collectives listed for its readers cannot all be right",
+                *where,
+                next_step=self._expected(node, edges),
+            )
             partial = tuple(False for _ in rows)
         self.strategies[node.id] = make_strategy(rows, partial, *specs(self.graph, node))
 
@@ -219,7 +226,12 @@ class _Decoder:
             if out == value:
                 readers.setdefault(self.outputs[position], []).append((OUTPUT_READER, position))
         return [
-            Edge(output, state, gradient_reaches(self.graph, value, Need(state, tuple(found))), self._listed(value, reader_name(self.graph, *found[0])))
+            Edge(
+                output,
+                state,
+                gradient_reaches(self.graph, value, Need(state, tuple(found))),
+                self._listed(value, reader_name(self.graph, *found[0])),
+            )
             for state, found in readers.items()
         ]
 

@@ -71,7 +71,9 @@ def _params(assignment: Assignment, prefixes: Collection[str]) -> dict[str, Para
     lines = {}
     for parameter in graph.parameters:
         store = forward_of(assignment.sources[parameter.value])
-        lines[parameter.fqn] = _Hashed(ParamLine(graph.values[parameter.value].shape, store, _uses(assignment, parameter.value, store, prefixes)))
+        lines[parameter.fqn] = _Hashed(
+            ParamLine(graph.values[parameter.value].shape, store, _uses(assignment, parameter.value, store, prefixes))
+        )
     return {pattern: replace(fold.content.line, count=fold.count) for pattern, fold in collapse(lines, prefixes).items()}
 
 
@@ -132,7 +134,7 @@ def is_listed(move: Redistribution, produced: Placements) -> bool:
 
 def named(steps: tuple[Step, ...] | tuple[Bucket, ...], assignment: Assignment) -> tuple[Collective, ...]:
     """The collectives among `steps`, with their axes by name."""
-    return tuple(Collective(kind, tuple(assignment.mesh.names[axis] for axis in axes)) for kind, axes in collectives(steps))
+    return tuple(Collective(kind, tuple(assignment.mesh.names[axis] for axis in axes)) for kind, axes in collectives(steps))  # type: ignore[arg-type]  # a bucket is named like a step
 
 
 def _op_lines(assignment: Assignment) -> dict[str, OpLine]:
@@ -177,7 +179,12 @@ def _gather(assignment: Assignment, gathers: Collection[GatherGroup], prefixes: 
         line = GatherLine(group.kind, group.regather, 0, forward, again + backward)
         before = lines.get(group.name)
         if before:
-            line = replace(line, regather=before.regather or line.regather, forward=before.forward + line.forward, backward=before.backward + line.backward)
+            line = replace(
+                line,
+                regather=before.regather or line.regather,
+                forward=before.forward + line.forward,
+                backward=before.backward + line.backward,
+            )
         if line.forward or line.backward:
             lines[group.name] = line
     return {pattern: replace(fold.content, count=fold.count) for pattern, fold in collapse(lines, prefixes).items()}

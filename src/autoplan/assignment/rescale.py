@@ -19,7 +19,7 @@ from autoplan.graph.digest import graph_digest
 from autoplan.graph.ir import Graph
 from autoplan.placement import Placements, Shard
 from autoplan.plan.patterns import collapse, expand, match, parse_pattern
-from autoplan.plan.schema import ParamLine, Plan, RecomputeLine, ReshardEntry
+from autoplan.plan.schema import ParamLine, Plan, RecomputeLine, ReshardEntry, Uses
 from autoplan.rules.hints import group_hints
 
 Line = TypeVar("Line")
@@ -38,10 +38,27 @@ def rescale(plan: Plan, graph: Graph) -> Plan:
         plan,
         model=replace(plan.model, graph=graph_digest(graph), parameters=sum(_numel(shape) for shape in shapes.values())),
         inputs={name: replace(line, shape=inputs.get(name, line.shape)) for name, line in plan.inputs.items()},
-        params=_rewritten(plan.params, shapes, sizes, lambda name, line: replace(line, shape=shapes[name], store=groups.at(name, line.store), **_use(line, name, groups))),
+        params=_rewritten(
+            plan.params,
+            shapes,
+            sizes,
+            lambda name, line: replace(line, shape=shapes[name], store=groups.at(name, line.store), use=_use(line, name, groups)),
+        ),
         buffers=_rewritten(plan.buffers, buffers, sizes, lambda name, line: replace(line, shape=buffers[name])),
-        ops=_rewritten(plan.ops, graph.by_address, sizes, lambda name, line: replace(line, row=line.row and groups.in_text(name, line.row)), execution_order=True),
-        reshard=_rewritten(plan.reshard, values, sizes, lambda name, entries: tuple(_entry(entry, name, sizes, groups) for entry in entries), execution_order=True),
+        ops=_rewritten(
+            plan.ops,
+            graph.by_address,
+            sizes,
+            lambda name, line: replace(line, row=line.row and groups.in_text(name, line.row)),
+            execution_order=True,
+        ),
+        reshard=_rewritten(
+            plan.reshard,
+            values,
+            sizes,
+            lambda name, entries: tuple(_entry(entry, name, sizes, groups) for entry in entries),
+            execution_order=True,
+        ),
         gather=_rewritten(plan.gather, _gatherable(graph, sizes.prefixes), sizes, lambda _, line: line),
         recompute={pattern: _recompute(line, sizes.copies(pattern)) for pattern, line in plan.recompute.items()},
     )
@@ -54,10 +71,10 @@ def _numel(shape: Sequence[int]) -> int:
     return total
 
 
-def _use(line: ParamLine, name: str, groups: _Groups) -> dict[str, object]:
+def _use(line: ParamLine, name: str, groups: _Groups) -> Uses:
     if isinstance(line.use, Mapping):
-        return {"use": {reader: groups.at(name, place) for reader, place in line.use.items()}}
-    return {"use": groups.at(name, line.use)}
+        return {reader: groups.at(name, place) for reader, place in line.use.items()}
+    return groups.at(name, line.use)
 
 
 def _entry(entry: ReshardEntry, name: str, sizes: _Sizes, groups: _Groups) -> ReshardEntry:
@@ -189,7 +206,8 @@ class _Groups:
         """The placements of the value or parameter called `name`."""
         value = self._values.get(name)
         return tuple(
-            Shard(p.dim, self._fit(p.dim, p.groups, [value])) if isinstance(p, Shard) and p.groups > 1 and value is not None else p for p in placements
+            Shard(p.dim, self._fit(p.dim, p.groups, [value])) if isinstance(p, Shard) and p.groups > 1 and value is not None else p
+            for p in placements
         )
 
     def in_text(self, address: str, row: str) -> str:

@@ -32,16 +32,16 @@ class Edge:
     listed: Listed
 
 
-def fitting_rows(
-    graph: Graph, node: Node, placed: Sequence[Placements | None], mesh: Mesh, said: str = ""
-) -> tuple[tuple[Row, ...], ...]:
+def fitting_rows(graph: Graph, node: Node, placed: Sequence[Placements | None], mesh: Mesh, said: str = "") -> tuple[tuple[Row, ...], ...]:
     """Every combination of rows, one per axis, whose inputs are `placed` (None: unknown, or read for its shape alone).
 
     Grouped shards are among them where an input is grouped so, or the text of a row that the plan `said`.
     """
     call = call_of(graph, node)
     named = {Shard(int(dim), int(groups)) for dim, groups in _GROUPED.findall(said)}
-    operands = tuple(replace(spec, hints=_hints(spec.ndim, {*(state or ()), *named})) for spec, state in zip(call.operands, placed, strict=True))
+    operands = tuple(
+        replace(spec, hints=_hints(spec.ndim, {*(state or ()), *named})) for spec, state in zip(call.operands, placed, strict=True)
+    )
     outputs = tuple(replace(spec, hints=_hints(spec.ndim, named)) for spec in call.outputs)
     return _fitting(_Key(replace(call, operands=operands, outputs=outputs)), tuple(placed), mesh)
 

@@ -252,7 +252,9 @@ class _Passing:
         before, after = self._alive_edges(self.pair), self._alive_edges(pair)
         for edge, matrix in after.items():
             possible = np.isfinite(matrix)
-            self.edges[edge] = np.where(possible, self.edges[edge] + np.where(possible, matrix, 0.0) - np.where(possible, before[edge], 0.0), np.inf)
+            self.edges[edge] = np.where(
+                possible, self.edges[edge] + np.where(possible, matrix, 0.0) - np.where(possible, before[edge], 0.0), np.inf
+            )
         for u, keep in enumerate(self.alive):
             self.nodes[u] = self.nodes[u] + (pair.nodes[u] - self.pair.nodes[u])[keep]
         self.pair = pair

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 from autoplan.assignment.assignment import Assignment
 from autoplan.assignment.names import block_of
-from autoplan.graph.blocks import foldable_prefixes, find_blocks
+from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Value
 from autoplan.placement import Mesh, Placements, forward_of, gradient_of
 from autoplan.planner.candidates import Candidates
-from autoplan.planner.problem import FORBIDDEN, Group, Matrix, Problem, ProblemNode, ProblemValue, Reader, Vector
 from autoplan.planner.prices import FORWARD_END, ROWS, Prices
+from autoplan.planner.problem import FORBIDDEN, Group, Matrix, Problem, ProblemNode, ProblemValue, Reader, Vector
 from autoplan.redistribution import collectives, lower
 from autoplan.rules.row import Strategy
 
@@ -99,7 +99,9 @@ class _Builder:
     def _add_node_class(self, c: int, strategies: tuple[Strategy, ...]) -> None:
         members = self.candidates.classes.node_members[c]
         call, node = self.candidates.calls[c], self.graph.nodes[members[0]]
-        costs = tuple(self._cost(self.prices.strategy_s(node, call, s) * len(members), preference) for preference, s in enumerate(strategies))
+        costs = tuple(
+            self._cost(self.prices.strategy_s(node, call, s) * len(members), preference) for preference, s in enumerate(strategies)
+        )
         kept = [self.prices.kept_by_node_bytes(node, call, s) * len(members) for s in strategies]
         self.nodes.append(ProblemNode(node.address, costs, self._rows({FORWARD_END: kept}, len(strategies))))
         transient = tuple(self._bytes(self.prices.transient_bytes(call, s)) for s in strategies)
@@ -139,7 +141,9 @@ class _Builder:
         readers |= {(outputs[position], -1) for position, out in enumerate(self.graph.outputs) if out == value.id}
         return producer, output, tuple(sorted(readers))
 
-    def _add_value(self, value: Value, count: int, producer: int, output: int, readers: tuple[tuple[int, int], ...], prefixes: frozenset[str]) -> None:
+    def _add_value(
+        self, value: Value, count: int, producer: int, output: int, readers: tuple[tuple[int, int], ...], prefixes: frozenset[str]
+    ) -> None:
         made_states = self._made(producer, output)
         needs = [self._needed(node, operand) for node, operand in readers]
         produced = tuple(dict.fromkeys(made_states))
@@ -166,7 +170,8 @@ class _Builder:
                 producer=producer,
                 made=tuple(produced.index(state) for state in made_states),
                 readers=tuple(
-                    Reader(node, tuple(None if s is None else index[s] for s in states)) for (node, _), states in zip(readers, needs, strict=True)
+                    Reader(node, tuple(None if s is None else index[s] for s in states))
+                    for (node, _), states in zip(readers, needs, strict=True)
                 ),
                 forward_class=tuple(placements.index(forward_of(state)) for state in needed),
                 forward=_matrix(produced, placements, forward),
@@ -212,4 +217,3 @@ class _Builder:
 
 def _matrix(rows: Sequence[Placements], columns: Sequence[Placements], entry: Callable[[Placements, Placements], int]) -> Matrix:
     return tuple(tuple(entry(row, column) for column in columns) for row in rows)
-

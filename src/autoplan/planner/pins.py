@@ -1,9 +1,9 @@
 """Pins: what the user has decided already. They only take candidates away; the solver decides the rest.
 
-    - {params: "layers.*.attn.wq.weight", use: [R, S(0)], store: [S(1), S(0)]}   # `store` and `use` may stand alone
-    - {params: all, gather: never}                                               # weights are used as they are stored
-    - {inputs: tokens, place: [S(0), R]}
-    - {ops: "layers.*.attn/scaled_dot_product_attention", row: "S(0) S(0) S(0) -> S(0) on x; S(1) S(1) S(1) -> S(1) on y"}
+- {params: "layers.*.attn.wq.weight", use: [R, S(0)], store: [S(1), S(0)]}   # `store` and `use` may stand alone
+- {params: all, gather: never}                                               # weights are used as they are stored
+- {inputs: tokens, place: [S(0), R]}
+- {ops: "layers.*.attn/scaled_dot_product_attention", row: "S(0) S(0) S(0) -> S(0) on x; S(1) S(1) S(1) -> S(1) on y"}
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _pin_sources(candidates: Candidates, classes: Sequence[int], said: Any) -> C
         if wanted not in candidates.sources[c]:
             value = candidates.graph.values[candidates.classes.value_members[c][0]]
             raise PlanError(f"{format_placements(wanted)} does not divide {value.address} of shape {list(value.shape)}")
-    return replace(candidates, sources={**candidates.sources, **{c: (wanted,) for c in classes}})
+    return replace(candidates, sources={**candidates.sources, **dict.fromkeys(classes, (wanted,))})
 
 
 def _pin_uses(candidates: Candidates, classes: Sequence[int], wanted: Placements) -> Candidates:
@@ -97,7 +97,9 @@ def _pin_uses(candidates: Candidates, classes: Sequence[int], wanted: Placements
     def keeps(c: int, strategy: Strategy) -> bool:
         inputs = graph.nodes[candidates.classes.node_members[c][0]].inputs
         return all(
-            state is None or forward_of(state) == wanted for value, state in zip(inputs, strategy.needs, strict=True) if value_class[value] in classes
+            state is None or forward_of(state) == wanted
+            for value, state in zip(inputs, strategy.needs, strict=True)
+            if value_class[value] in classes
         )
 
     return _filter(candidates, keeps)

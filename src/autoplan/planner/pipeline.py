@@ -75,7 +75,9 @@ class Planned:
     variables: int
 
 
-def plan_module(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], request: PlanRequest, progress: Progress | None = None) -> Planned:
+def plan_module(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], request: PlanRequest, progress: Progress | None = None
+) -> Planned:
     """The cheapest plan for `module` that fits; raises NoPlanFits, OutOfTime, TargetError, FallbackError."""
     clock = _Clock(progress)
     with clock.stage("capture"):
@@ -91,13 +93,17 @@ def plan_module(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         built = build_problem(candidates, prices, request.limit_bytes)
     with clock.stage("solve"):
         solution = _solve(built, request, progress)
-    plan = emit(built.assignment(solution.choice), ModelFacts.of(module, request.target, request.settings), request, solver_info(solution, request))
+    plan = emit(
+        built.assignment(solution.choice), ModelFacts.of(module, request.target, request.settings), request, solver_info(solution, request)
+    )
     return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies)
 
 
 def capture_for(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> Graph:
     """The graph of `module` in the precision in which it will compute."""
-    twin, args, cast_kwargs = cast_module(module, args, kwargs, COMPUTE_DTYPE[options.precision]) if options.precision != "fp32" else (module, args, dict(kwargs))
+    twin, args, cast_kwargs = (
+        cast_module(module, args, kwargs, COMPUTE_DTYPE[options.precision]) if options.precision != "fp32" else (module, args, dict(kwargs))
+    )
     return capture(twin, args, cast_kwargs, mode=options.mode, keep_outputs=options.keep_outputs)  # type: ignore[arg-type]  # Options checks the mode
 
 
@@ -106,7 +112,9 @@ def refuse_fallbacks(candidates: Candidates) -> None:
     nodes = [candidates.graph.nodes[candidates.classes.node_members[c][0]] for c in candidates.fallbacks]
     if nodes:
         problems = [FallbackError(f"{node.address}: {node.op} has no rule", where=node.source) for node in nodes]
-        raise join_problems(FallbackError, problems, next_step="register a rule (autoplan.rules.rule), or plan without --strict: they run replicated")
+        raise join_problems(
+            FallbackError, problems, next_step="register a rule (autoplan.rules.rule), or plan without --strict: they run replicated"
+        )
 
 
 def _solve(built: Built, request: PlanRequest, progress: Progress | None) -> Solution:
@@ -162,5 +170,3 @@ class _Clock:
             yield
         finally:
             self.seconds[name] = perf_counter() - start
-
-

@@ -11,7 +11,13 @@ from autoplan.assignment.names import block_of
 from autoplan.cost.communication import steps_seconds
 from autoplan.cost.compute import strategy_seconds
 from autoplan.cost.hardware import Hardware
-from autoplan.cost.primitives import accumulated_operands, extra_saved_bytes, node_transient_bytes, parameter_gradient_bytes, parameter_state
+from autoplan.cost.primitives import (
+    accumulated_operands,
+    extra_saved_bytes,
+    node_transient_bytes,
+    parameter_gradient_bytes,
+    parameter_state,
+)
 from autoplan.cost.savings import SavedMap, local_bytes, saved_values
 from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Node, Value

@@ -35,7 +35,9 @@ def _to_torch(placement: ours.Placement) -> Placement:
 def as_dtensor(local: Tensor, shape: Sequence[int], placements: Placements, device_mesh: DeviceMesh) -> DTensor:
     """The DTensor of global `shape` of which this rank holds `local`; raises PlanError for placements that DTensor misreads."""
     if not ours.dtensor_holds(placements):
-        raise PlanError(f"{format_placements(placements)} is not a placement that DTensor can hold", next_step="cut another dim on one of these axes")
+        raise PlanError(
+            f"{format_placements(placements)} is not a placement that DTensor can hold", next_step="cut another dim on one of these axes"
+        )
     stride = torch.empty(tuple(shape), device="meta").stride()
     return DTensor.from_local(local, device_mesh, to_torch(placements), run_check=False, shape=torch.Size(shape), stride=stride)
 
