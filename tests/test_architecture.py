@@ -28,6 +28,7 @@ LAYERS = (
     "cost",
     "planner",
     "runtime",
+    "api",
     "cli",
 )
 FORBIDDEN = {  # beyond the order
@@ -38,7 +39,6 @@ TORCH_FREE = {"errors", "placement", "redistribution", "settings", "plan", "requ
 OWNERS = {  # a package from outside, and the only places that import it
     "ortools": ("planner/solve",),
     "numpy": ("planner/", "cost/"),
-    "typer": ("cli/",),
     "click": ("cli/",),
     "rich": ("cli/",),
     "transformers": ("hf.py",),

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "make_plan": "autoplan.api",
     "parallelize": "autoplan.runtime.parallelize",
     "shard_inputs": "autoplan.runtime.inputs",
 }

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from time import perf_counter
 
 import pytest
 
@@ -43,15 +42,11 @@ def test_importing_plans_loads_no_torch() -> None:
 
 
 def test_diff_answers_within_half_a_second() -> None:
-    """It takes 0.15 s alone. The fastest of five tries counts: what else runs here slows some of them, not what diff does."""
-    seconds = []
-    for _ in range(5):
-        start = perf_counter()
-        assert autoplan("diff", GOLDEN, GOLDEN).returncode == 0
-        seconds.append(perf_counter() - start)
-        if seconds[-1] < LIMIT_S:
-            return
-    raise AssertionError(f"diff took {min(seconds):.2f} s at best")
+    """It takes 0.15 s alone. Counted are the seconds it computes, so that what else runs on the machine does not decide."""
+    before = os.times()
+    assert autoplan("diff", GOLDEN, GOLDEN).returncode == 0
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < LIMIT_S
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:
