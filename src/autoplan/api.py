@@ -23,7 +23,7 @@ def make_plan(
     *,
     mesh: str | Mesh,
     hardware: str | Path | Hardware,
-    options: Options = Options(),
+    options: Options | None = None,
     pins: tuple[Mapping[str, Any], ...] = (),
     time_limit_s: float | None = None,
     strict: bool = False,
@@ -34,5 +34,5 @@ def make_plan(
     """
     machine = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
     axes = mesh if isinstance(mesh, Mesh) else parse_mesh(mesh)
-    request = PlanRequest(axes, machine, options, IN_HAND, pins=pins, time_limit_s=time_limit_s, strict=strict)
+    request = PlanRequest(axes, machine, options or Options(), IN_HAND, pins=pins, time_limit_s=time_limit_s, strict=strict)
     return plan_module(module, args, kwargs or {}, request).plan
