@@ -28,11 +28,14 @@ def nothing_fits(built: Built, limit_bytes: int, hardware: Hardware, options: Op
     memory = predict(assignment, groups, hardware, options).memory_gib
     parts = sorted(((getattr(memory, f.name), f.name) for f in fields(memory) if f.name != "peak"), reverse=True)
     filled = ", ".join(f"{name} {amount:.3g}" for amount, name in parts[:4] if amount > 0)
-    qualifier = "" if smallest.status == "optimal" else " at most"
+    proved = smallest.status == "optimal"
     return NoPlanFits(
-        f"no plan fits {limit_bytes / GIB:.4g} GiB per device; the smallest needs{qualifier} {rounded_up_gib(needed_bytes):.4g} ({filled})",
+        f"no plan fits {limit_bytes / GIB:.4g} GiB per device; the smallest needs {rounded_up_gib(needed_bytes):.4g} ({filled})",
         limit_bytes=limit_bytes,
         smallest_bytes=needed_bytes,
+        where=None
+        if proved
+        else f"smallest found in {TIME_LIMIT_S:g} s, none needs less than {smallest.bound * built.problem.unit_bytes / GIB:.4g}",
         next_step="raise --memory-gib, take a mesh of more devices, a smaller batch or another precision",
     )
 
