@@ -46,6 +46,16 @@ def redistribute_by(
     return _Redistribute.apply(tensor, None, forward, backward, group) if forward or backward else tensor
 
 
+def own_output(tensor: Tensor) -> Tensor:
+    """What an autograd function may return: under torch.compile a tensor object of its own.
+
+    Torch 2.11 compiles every intermediate of the function to a further output, and autograd gives a tensor that leaves twice
+    the edge of the second alone: the gradient is lost without a word. `contiguous`, `to` and `wait_tensor` return what they
+    were given where there is nothing to do.
+    """
+    return tensor.view_as(tensor) if torch.compiler.is_compiling() else tensor
+
+
 class _Redistribute(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -55,7 +65,7 @@ class _Redistribute(torch.autograd.Function):
         if shared is not None:
             return shared.view_as(shared)
         result = run_steps(tensor, forward, group)
-        return result.view_as(result) if result is tensor else result
+        return result.view_as(result) if result is tensor else own_output(result)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:

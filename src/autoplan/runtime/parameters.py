@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autoplan.assignment.gathers import BUCKETED, Bucket, GatherGroup, GatherMember, buckets
 from autoplan.collectives import Collectives, run_steps
+from autoplan.collectives.redistribute import own_output
 from autoplan.placement import Shard, forward_of
 from autoplan.runtime.regather import GatheredAgain
 from autoplan.runtime.run import Run
@@ -24,46 +25,55 @@ Tensors = dict[int, Tensor]
 
 
 class Gather(nn.Module):
-    """A gather group as a part of the local program: stored parameters in, used ones out, in the order of its members."""
+    """A gather group as a part of the local program: stored parameters in, used ones out.
+
+    Parameters come once each, in the order of `values`, however many states they are used in. Used ones leave in the order
+    of the group's members.
+    """
 
     def __init__(self, group: GatherGroup) -> None:
         super().__init__()
         self.plan = group
-        self.dtypes = [getattr(torch, member.dtype) for member in group.members]
+        self.values = tuple(dict.fromkeys(member.value for member in group.members))
+        self.source = tuple(self.values.index(member.value) for member in group.members)  # of each member, among `values`
+        self.result = tuple(_shown_first(group.members, member) for member in group.members)  # the member that is gathered for it
+        self.dtypes = tuple(getattr(torch, member.dtype) for member in group.members)
 
     def forward(self, run: Run, *stored: Tensor) -> tuple[Tensor, ...]:
-        """`stored[k]` is the local part of member k's parameter; a parameter in several states is given once for each."""
+        """`stored[k]` is the local part of the parameter `values[k]`."""
         used = _Gather.apply(self, run.group, *stored)
         if run.regathering is not None and self.plan.again:
             kept = [tensor.detach() for tensor in stored]
-            gathered = GatheredAgain(lambda: self.gather_again(kept, run.group))
+            gathered = GatheredAgain(lambda: self.gather(kept, self.plan.again, run.group))
             for index in {index for bucket in self.plan.again for index in bucket.members}:
                 run.regathering.track(used[index], gathered, index)
         return used
 
-    def gather(self, stored: Sequence[Tensor], group: Collectives) -> Tensors:
-        """Every member as it is used, each in a storage of its own; those that share a forward result share the tensor."""
-        first = {index: tensor for index, tensor in enumerate(stored) if self.plan.members[index].is_first}
-        return self._forward(first, self.plan.forward, group)
-
-    def gather_again(self, stored: Sequence[Tensor], group: Collectives) -> Tensors:
-        """The members that backward needs."""
-        wanted = {index: stored[index] for bucket in self.plan.again for index in bucket.members}
-        return self._forward(wanted, self.plan.again, group)
-
-    def _forward(self, tensors: Tensors, rounds: Sequence[Bucket], group: Collectives) -> Tensors:
-        return run_buckets({index: tensor.to(self.dtypes[index]) for index, tensor in tensors.items()}, rounds, group)
+    def gather(self, stored: Sequence[Tensor], rounds: Sequence[Bucket], group: Collectives) -> Tensors:
+        """The members that `rounds` bring to their use, and those that are used as they are stored."""
+        first = [index for index, member in enumerate(self.plan.members) if member.is_first]
+        return run_buckets({index: stored[self.source[index]].to(self.dtypes[index]) for index in first}, rounds, group)
 
     def reduce(self, gradients: Tensors, group: Collectives) -> Tensors:
-        """The gradients of the used members as those of the stored ones."""
-        if len(gradients) == len(self.plan.members):
-            return run_buckets(gradients, self.plan.backward, group)
-        return run_buckets(gradients, _restricted(self.plan.members, gradients), group)
+        """The gradients of used members, as gradients of stored parameters by their place in `values`."""
+        members = self.plan.members
+        steps = [member.backward if index in gradients else () for index, member in enumerate(members)]
+        rounds = self.plan.backward if len(gradients) == len(members) else buckets(members, steps)
+        total: Tensors = {}
+        for index, gradient in run_buckets(gradients, rounds, group).items():
+            place = self.source[index]
+            total[place] = total[place] + gradient if place in total else gradient
+        return total
 
 
-def _restricted(members: Sequence[GatherMember], present: Tensors) -> tuple[Bucket, ...]:
-    """The backward of the members that have a gradient."""
-    return buckets(members, [member.backward if index in present else () for index, member in enumerate(members)])
+def _shown_first(members: Sequence[GatherMember], member: GatherMember) -> int:
+    """The member whose forward result `member` uses."""
+    same = (
+        k
+        for k, other in enumerate(members)
+        if other.is_first and other.value == member.value and forward_of(other.state) == forward_of(member.state)
+    )
+    return next(same)
 
 
 class _Gather(torch.autograd.Function):
@@ -71,33 +81,26 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, gather: Gather, group: Collectives, *stored: Tensor) -> tuple[Tensor, ...]:
         ctx.gather, ctx.group, ctx.stored_dtypes = gather, group, [tensor.dtype for tensor in stored]
         ctx.set_materialize_grads(False)
-        full = gather.gather(stored, group)
-        members = gather.plan.members
+        full = gather.gather(stored, gather.plan.forward, group)
         used = []
-        for index, member in enumerate(members):
-            if index not in full:
-                same = next(
-                    k
-                    for k, other in enumerate(members)
-                    if other.is_first and other.value == member.value and forward_of(other.state) == forward_of(member.state)
-                )
-                full[index] = full[same].view_as(full[same])
-            tensor = full[index]
-            used.append(tensor.view_as(tensor) if any(tensor is given for given in stored) else tensor)
-        frozen = [tensor for tensor, needed in zip(used, ctx.needs_input_grad[2:], strict=True) if not needed]
-        ctx.mark_non_differentiable(*frozen)
+        for index, result in enumerate(gather.result):
+            tensor = full[result]
+            is_own = index == result and not any(tensor is given for given in stored)
+            used.append(own_output(tensor) if is_own else tensor.view_as(tensor))
+        trained = ctx.needs_input_grad[2:]
+        ctx.mark_non_differentiable(*(tensor for tensor, place in zip(used, gather.source, strict=True) if not trained[place]))
         return tuple(used)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[2:]
+        trained, source = ctx.needs_input_grad[2:], ctx.gather.source
         present = {
-            index: gradient.to(dtype)
-            for index, (gradient, dtype, needed) in enumerate(zip(gradients, ctx.stored_dtypes, wanted, strict=True))
-            if needed and gradient is not None
+            index: gradient.to(ctx.stored_dtypes[source[index]])
+            for index, gradient in enumerate(gradients)
+            if gradient is not None and trained[source[index]]
         }
         reduced = ctx.gather.reduce(present, ctx.group)
-        return None, None, *(reduced.get(index) for index in range(len(gradients)))
+        return None, None, *(reduced.get(place) for place in range(len(trained)))
 
 
 def run_buckets(tensors: Tensors, rounds: Sequence[Bucket], group: Collectives) -> Tensors:

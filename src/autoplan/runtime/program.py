@@ -215,15 +215,15 @@ class _Builder:
         return made
 
     def _parameter(self, value: int, state: Placements) -> fx.Node:
-        stored = self.made[value, self.assignment.produced[value]]
         group = self.group_of.get((value, state))
         if group is None:
             assert forward_of(state) == forward_of(self.assignment.produced[value]), "a gather group is missing"
-            cast = self.fx.call_function(torch.ops.aten.to.dtype, (stored, self.dtype_of[value]))
+            cast = self.fx.call_function(torch.ops.aten.to.dtype, (self.made[value, self.assignment.produced[value]], self.dtype_of[value]))
             self.made[value, state] = cast
             return cast
-        members = [self.made[member.value, member.store] for member in group.members]
-        gathered = self._call(self._name(f"gather_{group.name}"), Gather(group), *members)
+        part = Gather(group)
+        stored = [self.made[parameter, self.assignment.produced[parameter]] for parameter in part.values]
+        gathered = self._call(self._name(f"gather_{group.name}"), part, *stored)
         for index, member in enumerate(group.members):
             self.made[member.value, member.state] = self._item(gathered, index)
         return self.made[value, state]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoplan.collectives import Collectives
+from autoplan.collectives.redistribute import own_output
 from autoplan.placement import P, Placement, R, Shard
 from autoplan.rules.execute import torch_op
 from autoplan.rules.ops.dims import shards
@@ -121,7 +122,7 @@ class _SplitClasses(torch.autograd.Function):
         scale = counted.to(wide.dtype) if weight is None else weight.to(wide.dtype)[torch.where(counted, target, 0)] * counted
         ctx.save_for_backward(logits, top + total.log(), position, inside, scale)
         ctx.dim = dim
-        return ((top + total.log() - chosen) * scale).to(logits.dtype)
+        return own_output(((top + total.log() - chosen) * scale).to(logits.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
