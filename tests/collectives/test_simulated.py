@@ -70,16 +70,7 @@ def test_a_rank_keeps_its_tensor_as_it_was() -> None:
     assert run_simulated(GRID, rank_main) == [[0, 0], [1, 1], [2, 2], [3, 3]]
 
 
-LATE = pytest.param(
-    False,
-    id="before the others come",
-    marks=pytest.mark.xfail(
-        strict=True, reason="run_simulated: a meeting made after a rank has failed is not aborted, its ranks wait out the timeout"
-    ),
-)
-
-
-@pytest.mark.parametrize("waits", [pytest.param(True, id="while the others wait"), LATE])
+@pytest.mark.parametrize("waits", [True, False], ids=["while the others wait", "before the others come"])
 def test_an_error_in_one_rank_is_raised_at_once_and_not_what_follows_from_it(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "MEETING_TIMEOUT_S", TIMEOUT_S)
 

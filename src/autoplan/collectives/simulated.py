@@ -79,6 +79,8 @@ def run_simulated(mesh: Mesh, rank_main: Callable[[SimulatedCollectives], Result
         rest = tuple(-1 if axis in axes else index for axis, index in enumerate(coordinate))
         with lock:
             meeting = meetings.setdefault((axes, rest), _Meeting(mesh.group_size(axes)))
+            if any(error is not None for error in errors):
+                meeting.barrier.abort()  # somebody will not come
         index = 0
         for axis in axes:
             index = index * mesh.shape[axis] + coordinate[axis]
@@ -92,8 +94,8 @@ def run_simulated(mesh: Mesh, rank_main: Callable[[SimulatedCollectives], Result
         try:
             results[rank] = rank_main(SimulatedCollectives(mesh, coordinates[rank], meet))
         except BaseException as error:
-            errors[rank] = error
             with lock:
+                errors[rank] = error
                 for meeting in meetings.values():
                     meeting.barrier.abort()
 
