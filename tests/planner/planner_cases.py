@@ -1,0 +1,61 @@
+"""Small models with their requests, and the problems that planning them makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoplan.cost.hardware import load_hardware
+from autoplan.graph import classes, find_blocks
+from autoplan.models import llama, mlp
+from autoplan.placement import parse_mesh
+from autoplan.plan.schema import Options, Plan
+from autoplan.planner.build import Built, build_problem
+from autoplan.planner.candidates import enumerate_candidates
+from autoplan.planner.pipeline import PlanRequest, capture_for, plan_module
+from autoplan.planner.prices import Prices
+
+MLP = {"dim": 64, "hidden_dim": 256, "n_layers": 3, "classes": 16, "batch": 32}
+LLAMA = {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 128, "vocab_size": 128, "batch": 8, "seq": 64}
+Module = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+
+
+def mlp_module() -> Module:
+    return mlp.build(**MLP)
+
+
+def llama_module() -> Module:
+    return llama.build(**LLAMA)
+
+
+class NoRule(nn.Module):
+    """A matrix inverse between two projections: an op without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(8, 8)
+        self.down = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.linalg.inv(self.up(x))).square().mean() + torch.linalg.matrix_exp(x).mean()
+
+
+def no_rule_module() -> Module:
+    return NoRule(), (torch.randn(4, 8, 8),), {}
+
+
+def request(mesh: str = "2x2", hardware: str = "cpu-gloo", memory_gib: float | None = None, **wanted: Any) -> PlanRequest:
+    return PlanRequest(parse_mesh(mesh), load_hardware(hardware), Options(precision="fp32", memory_gib=memory_gib), **wanted)
+
+
+def planned(module: Module, wanted: PlanRequest) -> Plan:
+    return plan_module(*module, wanted).plan
+
+
+def built(module: Module, wanted: PlanRequest) -> Built:
+    """The problem that `plan_module` would solve, without pins."""
+    graph = capture_for(*module, wanted.options)
+    candidates = enumerate_candidates(graph, wanted.mesh, classes(graph, find_blocks(graph)))
+    return build_problem(candidates, Prices(graph, wanted.mesh, wanted.hardware, wanted.options), wanted.limit_bytes)
