@@ -31,13 +31,13 @@ def solve(
 ) -> Solution | None:
     """The cheapest choice within the limits, or the best found in time with its bound; None where nothing fits.
 
-    Raises OutOfTime when the time limit passes before any choice is found.
+    `hint` is a choice to begin with, such as an older plan's. Raises OutOfTime when the time limit passes before any choice is found.
     """
     start = perf_counter()
     below = bound(problem)
     if not np.isfinite(below.value):
         return None
-    incumbent = _met(problem, below.choice)
+    incumbent = _cheapest(_met(problem, below.choice), _met(problem, hint))
     if incumbent is None:
         smallest = memory_bound(problem)
         if smallest.value * (1 - ROUNDING) > max(problem.limits):
@@ -53,11 +53,11 @@ def solve(
         if all(kept) and kept != tried:
             tried = kept
             left = None if time_limit_s is None else max(0.1, time_limit_s - (perf_counter() - start))
-            found = _solve_within(problem, kept, left, incumbent.choice if incumbent else hint, on_progress)
+            found = _solve_within(problem, kept, left, on_progress)
             if found == TIMEOUT:
                 break
             if isinstance(found, Solution):
-                incumbent = min(filter(None, (incumbent, found)), key=lambda solution: solution.cost)
+                incumbent = _cheapest(incumbent, found)
                 if found.status != "optimal":
                     proved = max(proved, min(found.bound, int(threshold)))
                     break
@@ -79,12 +79,11 @@ def _solve_within(
     problem: Problem,
     kept: tuple[tuple[int, ...], ...],
     time_limit_s: float | None,
-    hint: Sequence[int] | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Solution | str | None:
     """The best choice among the `kept` strategies; None where none fits, TIMEOUT where none was found in time."""
     try:
-        found = solve_cpsat(_restrict(problem, kept), time_limit_s, hint=_restricted_hint(hint, kept), on_progress=on_progress)
+        found = solve_cpsat(_restrict(problem, kept), time_limit_s, on_progress=on_progress)
     except OutOfTime:
         return TIMEOUT
     return found and _unrestricted(found, kept)
@@ -101,19 +100,23 @@ def smallest_memory(problem: Problem, time_limit_s: float | None = None) -> Solu
     kept = _within(below, peak)
     met = Solution(below.choice, peak, int(below.value), "feasible")
     try:
-        found = solve_memory_cpsat(_restrict(problem, kept), time_limit_s, hint=_restricted_hint(below.choice, kept))
+        found = solve_memory_cpsat(_restrict(problem, kept), time_limit_s)
     except OutOfTime:
         return met
     return met if found is None or found.cost > peak else _unrestricted(found, kept)
 
 
-def _met(problem: Problem, choice: tuple[int, ...] | None) -> Solution | None:
-    """A choice that a bound met on its way, if it is feasible."""
+def _met(problem: Problem, choice: Sequence[int] | None) -> Solution | None:
+    """A choice that is known before the search, if it is feasible."""
     if choice is None or not is_feasible(problem, choice):
         return None
     cost = evaluate(problem, choice).cost
     assert cost is not None
-    return Solution(choice, cost, 0, "feasible")
+    return Solution(tuple(choice), cost, 0, "feasible")
+
+
+def _cheapest(*solutions: Solution | None) -> Solution | None:
+    return min(filter(None, solutions), key=lambda solution: solution.cost, default=None)
 
 
 def _unrestricted(found: Solution, kept: Sequence[tuple[int, ...]]) -> Solution:
@@ -124,12 +127,6 @@ def _within(below: Bound, threshold: float) -> tuple[tuple[int, ...], ...]:
     """For each node the strategies that a choice of at most `threshold` may use."""
     margin = ROUNDING * max(abs(below.value), 1.0) if np.isfinite(below.value) else 0.0
     return tuple(tuple(np.flatnonzero((costs <= threshold + margin) & np.isfinite(costs)).tolist()) for costs in below.conditional)
-
-
-def _restricted_hint(hint: Sequence[int] | None, kept: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
-    if hint is None:
-        return None
-    return tuple(strategies.index(s) if s in strategies else 0 for s, strategies in zip(hint, kept, strict=True))
 
 
 def _restrict(problem: Problem, kept: Sequence[tuple[int, ...]]) -> Problem:

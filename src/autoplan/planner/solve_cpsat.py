@@ -31,7 +31,6 @@ def solve_cpsat(
     problem: Problem,
     time_limit_s: float | None = None,
     *,
-    hint: Sequence[int] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Solution | None:
     """The cheapest choice within the limits, or the best found in time with its bound; None where nothing fits.
@@ -42,17 +41,17 @@ def solve_cpsat(
     for row, limit in enumerate(problem.limits):
         model.cp.add(_row_sum(model, row) <= limit)
     model.cp.minimize(_sum(model.costs))
-    return _run(model, time_limit_s, hint, on_progress, gap=problem.tie - 1)
+    return _run(model, time_limit_s, on_progress, gap=problem.tie - 1)
 
 
-def solve_memory_cpsat(problem: Problem, time_limit_s: float | None = None, *, hint: Sequence[int] | None = None) -> Solution | None:
+def solve_memory_cpsat(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
     """The choice that needs the least memory in its greatest row; its `cost` and `bound` are in memory units."""
     model = _build(problem)
     peak = model.cp.new_int_var(0, 1 << 50, "peak")
     for row in range(len(problem.limits)):
         model.cp.add(_row_sum(model, row) <= peak)
     model.cp.minimize(peak)
-    return _run(model, time_limit_s, hint, None, gap=0)
+    return _run(model, time_limit_s, None, gap=0)
 
 
 def _build(problem: Problem) -> _Model:
@@ -204,18 +203,14 @@ class _Progress(cp_model.CpSolverSolutionCallback):
 def _run(
     model: _Model,
     time_limit_s: float | None,
-    hint: Sequence[int] | None,
     on_progress: Callable[[int, int], None] | None,
     *,
     gap: int,
 ) -> Solution | None:
-    for literals, s in zip(model.chosen, hint or (), strict=False):
-        for index, literal in enumerate(literals):
-            model.cp.add_hint(literal, int(index == s))
     solver = cp_model.CpSolver()
     solver.parameters.random_seed = SEED
     solver.parameters.num_workers = WORKERS
-    solver.parameters.interleave_search = True
+    solver.parameters.interleave_search = True  # no hints with it: where nothing fits, ortools 9.15 then aborts the process
     solver.parameters.linearization_level = 2
     solver.parameters.absolute_gap_limit = gap
     if time_limit_s is not None:
