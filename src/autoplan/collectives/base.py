@@ -1,7 +1,8 @@
-"""What the local computation needs to talk to other ranks: four collectives on dim 0, over any group of mesh axes."""
+"""What the local computation needs to talk to other ranks: five collectives on dim 0, over any group of mesh axes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from autoplan.placement import Mesh
 class Collectives(Protocol):
     """One rank's end of the collectives. A group over several axes orders its ranks row-major, as the mesh does.
 
-    All four take and return contiguous tensors and are not differentiable: `redistribute` gives them their gradients.
+    All take and return contiguous tensors and are not differentiable: `redistribute` gives them their gradients.
     """
 
     mesh: Mesh
@@ -32,6 +33,10 @@ class Collectives(Protocol):
 
     def all_to_all(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
         """The parts [m, ...] that the group's ranks hold for this rank, in rank order: [n * m, ...] in and out."""
+        ...
+
+    def exchange(self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], axes: tuple[int, ...]) -> Tensor:
+        """An all-to-all of parts that differ: `send[r]` rows go to rank r of the group, `receive[r]` come from it."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -41,7 +41,10 @@ class ProcessGroupCollectives:
     def all_to_all(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
         n = self.mesh.group_size(axes)
         parts = [tensor.shape[0] // n] * n
-        return _ops.wait_tensor(_ops.all_to_all_single(tensor, parts, parts, self.names[axes]))
+        return self.exchange(tensor, parts, parts, axes)
+
+    def exchange(self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], axes: tuple[int, ...]) -> Tensor:
+        return _ops.wait_tensor(_ops.all_to_all_single(tensor, list(receive), list(send), self.names[axes]))
 
 
 def _make_group(mesh: Mesh, axes: tuple[int, ...]) -> dist.ProcessGroup:

@@ -69,6 +69,14 @@ class SimulatedCollectives:
         tensors, index = self._exchange("all-to-all", tensor, axes)
         return torch.cat([t.chunk(len(tensors), 0)[index] for t in tensors], 0)
 
+    def exchange(self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], axes: tuple[int, ...]) -> Tensor:
+        meeting, index = self._meet(self.coordinate, axes)
+        sizes = meeting.exchange(index, torch.tensor(send))
+        tensors, _ = self._exchange("all-to-all", tensor, axes)
+        arrived = [t.split(each.tolist())[index] for t, each in zip(tensors, sizes, strict=True)]
+        assert [len(part) for part in arrived] == list(receive)
+        return torch.cat(arrived, 0)
+
 
 def run_simulated(mesh: Mesh, rank_main: Callable[[SimulatedCollectives], Result]) -> list[Result]:
     """What `rank_main` returns on each rank, in rank order; the first rank's exception, if any raises."""

@@ -6,6 +6,8 @@ Backward counts only gradients of operands that need one. The planner asks thous
 
 from __future__ import annotations
 
+from itertools import cycle, repeat
+
 from autoplan.cost.attention import attention_cost, attention_flops
 from autoplan.cost.communication import collective_seconds
 from autoplan.cost.families import ATTENTION, is_view, needs_backward, op_name, spec_bytes
@@ -13,9 +15,15 @@ from autoplan.cost.hardware import Hardware
 from autoplan.cost.matmul import matmul_cost, product_of
 from autoplan.cost.passes import passes_of, row_bytes, view_backward_seconds
 from autoplan.cost.seconds import ComputeCost
+from autoplan.graph.routed_experts import ROUTED_EXPERTS
 from autoplan.placement import Mesh
 from autoplan.rules.combine import cut_call
+from autoplan.rules.ops.experts import body_calls, exchanges, operand_kinds, row_size
 from autoplan.rules.row import Call, Strategy
+
+IMBALANCE = 1.25
+"""How much more the busiest rank of an expert-parallel axis has to do than the average: the capacity that Switch Transformer
+(Fedus et al. 2022, section 2.2) leaves each expert. It depends on the data, so no plan can know it."""
 
 
 def call_seconds(call: Call, hardware: Hardware, accumulated: frozenset[int] = frozenset()) -> ComputeCost:
@@ -35,6 +43,8 @@ def flops(call: Call) -> int:
     """Forward flops of matmul-like calls; 0 for others. Causal attention counts the visible half."""
     if op_name(call.op) == ATTENTION:
         return attention_flops(call)
+    if op_name(call.op) == ROUTED_EXPERTS:
+        return sum(flops(step) for step, _, _ in body_calls(call))
     product = product_of(call)
     return product.flops if product else 0
 
@@ -52,16 +62,33 @@ def strategy_seconds(
     """What a call of GLOBAL shapes costs each device under `strategy`, with the collectives inside its local implementation.
 
     These exchange statistics, one fp32 number for each row of the first operand (cross-entropy: maximum, sum, picked logit;
-    norms: the mean square), all local rows at once.
+    norms: the mean square), all local rows at once; experts exchange the rows themselves.
     """
     local = local_call(call, strategy, mesh)
     cost = call_seconds(local, hardware, accumulated)
     inside = strategy.inside()
     if not inside:
         return cost
-    statistics = row_bytes(local)
-    inside_s = sum(collective_seconds(kind, axes, statistics, mesh, hardware) for kind, axes in inside)
+    if op_name(call.op) == ROUTED_EXPERTS:
+        cost = cost.times(IMBALANCE)
+        amounts = cycle(exchanges(local))
+    else:
+        amounts = repeat(row_bytes(local))
+    inside_s = sum(collective_seconds(kind, axes, amount, mesh, hardware) for (kind, axes), amount in zip(inside, amounts, strict=False))
     return ComputeCost(cost.forward_s, cost.backward_s, cost.forward_flops, cost.backward_flops, inside_s)
+
+
+def experts_cost(call: Call, hardware: Hardware) -> ComputeCost:
+    """The steps of the body, each for itself, and the rows brought into the experts' order and back."""
+    rows, ids, _ = operand_kinds(call)
+    size = call.operands[ids].shape[0]
+    moved = sum(2 * size * row_size(call.operands[k]) for k in rows) + 2 * spec_bytes(call.outputs[0])
+    there = hardware.copy_seconds(moved)
+    steps = [_cost(step, hardware) for step, _, _ in body_calls(call)]
+    total = ComputeCost(there, there if needs_backward(call) else 0.0)
+    for step in steps:
+        total = total.plus(step)
+    return total
 
 
 def optimizer_seconds(parameter_bytes: float, gradient_bytes: float, optimizer_bytes: float, hardware: Hardware) -> float:
@@ -81,6 +108,8 @@ def _cost(call: Call, hardware: Hardware) -> ComputeCost:
         return ComputeCost(backward_s=view_backward_seconds(call, hardware)) if needs_backward(call) else ComputeCost()
     if name == ATTENTION:
         return attention_cost(call, hardware)
+    if name == ROUTED_EXPERTS:
+        return experts_cost(call, hardware)
     product = product_of(call)
     if product:
         return matmul_cost(call, product, hardware)

@@ -105,6 +105,13 @@ def _of_matrices(call: Call, left: int, right: int) -> Product:
     return Product(max(1, prod(out) // max(1, m * n)), m, n, k, left, right)
 
 
+def _grouped(call: Call) -> Product:
+    """As many products as there are experts, each with its share of the rows."""
+    left, right = operands_at(call, (0, "self"), (1, "mat2"))
+    (n, k), (experts, _, m) = call.operands[left].shape, call.operands[right].shape
+    return Product(experts, max(1, n // experts), m, k, left, right)
+
+
 def _convolution(call: Call) -> Product:
     """im2col: rows are output positions, columns output channels, depth is input channels of a group times the kernel."""
     left, right = operands_at(call, (0, "input"), (1, "weight"))
@@ -119,6 +126,8 @@ _PRODUCTS: dict[str, Callable[[Call], Product]] = {
     "aten.mm": _mm,
     "aten.bmm": _mm,
     "aten.matmul": _matmul_any,
+    "aten._grouped_mm": _grouped,
+    "transformers.grouped_mm_fallback": _grouped,
     "aten.conv1d": _convolution,
     "aten.conv2d": _convolution,
     "aten.conv3d": _convolution,

@@ -24,6 +24,8 @@ from autoplan.cost.families import (
     op_name,
     spec_bytes,
 )
+from autoplan.graph.routed_experts import ROUTED_EXPERTS, body_of
+from autoplan.rules.ops.experts import body_calls, operand_kinds
 from autoplan.rules.row import Call
 
 _NONE: frozenset[int] = frozenset()
@@ -121,6 +123,25 @@ def _cross_entropy(call: Call) -> Saved:
     return Saved(frozenset(range(1, len(call.operands))), _NONE, spec_bytes(call.operands[0]))
 
 
+def _experts(call: Call) -> Saved:
+    """What the steps of the body save: weights as they are, and rows in the experts' order, each once; the order and its inverse.
+
+    With the rows themselves go the ids that indexing saves: the order, once for each.
+    """
+    body = body_of(call.args[5])
+    rows, ids, _ = operand_kinds(call)
+    kept: dict[int, int] = {}
+    weights: set[int] = set()
+    extra = 8 * call.operands[ids].shape[0] * (len(rows) + 1)
+    for step, reads, makes in body_calls(call):
+        found = saved(step)
+        extra += found.extra_bytes
+        base = {reads[k]: step.operands[k] for k in found.operands} | {makes[k]: step.outputs[k] for k in found.outputs}
+        weights |= {value for value in base if body.rows <= value < body.ids}
+        kept |= {value: spec_bytes(spec) for value, spec in base.items() if not body.rows <= value < body.offsets + 1}
+    return Saved(frozenset(value + 1 for value in weights), _NONE, extra + sum(kept.values()))
+
+
 def _dropout(call: Call) -> Saved:
     return Saved(extra_bytes=prod(call.operands[0].shape))
 
@@ -135,6 +156,7 @@ def _extremum(call: Call) -> Saved:
 
 _SAVED: dict[str, Callable[[Call], Saved]] = {
     **dict.fromkeys(("aten.linear", "aten.addmm", "aten.baddbmm", "aten.mm", "aten.bmm", "aten.matmul", "aten.mul"), _factors),
+    **dict.fromkeys(("aten._grouped_mm", "transformers.grouped_mm_fallback"), _factors),
     **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"), _factors),
     "aten.div": _quotient,
     **dict.fromkeys(("aten.where", "aten.masked_fill"), _conditions),
@@ -142,6 +164,7 @@ _SAVED: dict[str, Callable[[Call], Saved]] = {
     ATTENTION: _attention,
     **dict.fromkeys(NORMS, _norm),
     "aten.cross_entropy_loss": _cross_entropy,
+    ROUTED_EXPERTS: _experts,
     **dict.fromkeys(DROPOUTS, _dropout),
     "aten.native_dropout": _native_dropout,
     **dict.fromkeys(("aten.amax", "aten.amin"), _extremum),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +19,11 @@ class ComputeCost:
     def seconds(self) -> float:
         """Everything together."""
         return self.forward_s + self.backward_s + self.inside_s
+
+    def plus(self, other: ComputeCost) -> ComputeCost:
+        """Both, one after the other."""
+        return ComputeCost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def times(self, factor: float) -> ComputeCost:
+        """As long as `factor` of them, with the same flops and collectives."""
+        return ComputeCost(self.forward_s * factor, self.backward_s * factor, self.forward_flops, self.backward_flops, self.inside_s)

@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from autoplan.errors import TargetError
 from autoplan.graph.draft import Draft, Place, describe
 from autoplan.graph.ir import Graph, Parameter, Ref
+from autoplan.graph.routing import fuse_routed_experts
 from autoplan.graph.trees import leaf_paths
 from autoplan.graph.walk import Walk
 
@@ -31,6 +32,8 @@ def convert(exported: ExportedProgram, module: nn.Module, inputs: Mapping[str, A
     if not outputs:
         raise TargetError("forward returns no tensor", next_step="return the loss, or the tensors wanted")
     loss = _loss(draft, outputs) if mode == "train" else None
+    draft.keep([*(value for _, value in outputs), *mutations])
+    fuse_routed_experts(draft)
     draft.keep([*(value for _, value in outputs), *mutations])
     draft.name_calls()
     if loss is not None and not keep_outputs:

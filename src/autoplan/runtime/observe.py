@@ -39,6 +39,8 @@ class Observer(TorchDispatchMode):
         packet = func._overloadpacket
         if packet in _CPU_ATTENTION:
             self.flops += _attention_flops(args, *_CPU_ATTENTION[packet])
+        elif func.name().split("::")[-1].split(".")[0] in _GROUPED_MATMULS:
+            self.flops += _grouped_flops(args)
         elif packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=result)
         return result
@@ -58,6 +60,17 @@ _CPU_ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: (0, 1, 1.0),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: (1, 2, 2.5),
 }
+
+
+# Products of runs of rows with one matrix each: torch's own, and those of transformers, whose backward has two.
+_GROUPED_MATMULS = ("_grouped_mm", "grouped_mm_fallback", "grouped_mm_fallback_backward")
+
+
+def _grouped_flops(args: tuple[Any, ...]) -> int:
+    """Flops of rows x[N, K] times w[E, K, M]; or of x[K, N] and w[N, M] over runs of N, the gradient of the matrices."""
+    x, w = args[:2]
+    products = 2 if len(args) > 3 and isinstance(args[3], torch.Tensor) else 1
+    return 2 * products * prod(x.shape) * w.shape[-1]
 
 
 def _attention_flops(args: tuple[Any, ...], queries: int, keys: int, share: float) -> int:

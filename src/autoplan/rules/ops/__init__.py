@@ -3,6 +3,7 @@
 from autoplan.rules.ops import (
     attention,
     convolution,
+    experts,
     factories,
     indexing,
     linear,
@@ -19,6 +20,7 @@ from autoplan.rules.ops import (
 __all__ = [
     "attention",
     "convolution",
+    "experts",
     "factories",
     "indexing",
     "linear",

@@ -129,9 +129,10 @@ def select(call: Call) -> Iterator[Row]:
 def _local_slice(call: Call, shapes: Shapes) -> Arguments:
     """A slice of entire groups starts at the same fraction of the local tensor."""
     dim, start, step = _window(call, call.operands[0].shape)
-    length = call.outputs[0].shape[dim]
+    length, local = call.outputs[0].shape[dim], shapes[0][dim]
     if step == 1 and length:
-        start, length = start * shapes[0][dim] // length, shapes[0][dim]
+        start = start * local // length
+    length = local
     return (call.args[0], dim, start, start + (length - 1) * step + 1 if length else start, step), {}
 
 
@@ -142,6 +143,7 @@ def slice_rows(call: Call) -> Iterator[Row]:
     x          y
     S(d,g)  -> S(d,g)    any other dim
     S(c,g)  -> S(c,h)    the window begins and ends between groups and has h of them; the whole dim: h = g
+    S(c,g)  -> S(c,g)    every so manieth of the whole dim
     P       -> P
     """
     x, y = call.operands[0], call.outputs[0]
@@ -158,6 +160,10 @@ def slice_rows(call: Call) -> Iterator[Row]:
             part = size // count
             if size % count == 0 and start % part == 0 and length % part == 0:
                 yield Row((Shard(dim, count),), (Shard(dim, length // part),))
+    elif start < step and length * step == size:
+        for groups in shards((x, dim), (y, dim)):
+            if length % (groups * call.axis_size) == 0:
+                yield Row((Shard(dim, groups),), (Shard(dim, groups),))
     yield linear_row(call)
 
 
