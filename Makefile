@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 REQUESTS := $(wildcard configs/*.yaml)
 
-.PHONY: help install demo test test-all plans lint format clean
+.PHONY: help install demo test test-zoo test-all plans lint format clean
 
 help: ## Show what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,10 @@ demo: $(INSTALLED) ## Plan a small Llama on 2x2, show the plan, train it on 4 CP
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
 test: $(INSTALLED) ## Run the tests that need no GPU
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -m 'not gpu and not zoo'
+
+test-zoo: $(INSTALLED) ## Plan and verify a zoo of architectures; takes its time
+	$(BIN)/python -m pytest -m zoo --durations 10
 
 test-all: $(INSTALLED) ## Run all tests
 	$(BIN)/python -m pytest

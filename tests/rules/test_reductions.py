@@ -35,6 +35,7 @@ CASES = {
     "sort": ("aten.sort.default", X, 1),
     "topk": ("aten.topk.default", X, 2, 1),
     "argsort": ("aten.argsort.default", X, 1),
+    "histc": ("aten.histc.default", X, 5, -1, 2),
     "glu": ("aten.glu.default", X, 2),
 }
 

@@ -6,6 +6,7 @@ Backward counts only gradients of operands that need one. The planner asks thous
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import cycle, repeat
 
 from autoplan.cost.attention import attention_cost, attention_flops
@@ -71,7 +72,7 @@ def strategy_seconds(
         return cost
     if op_name(call.op) == ROUTED_EXPERTS:
         cost = cost.times(IMBALANCE)
-        amounts = cycle(exchanges(local))
+        amounts: Iterator[int] = cycle(exchanges(local))
     else:
         amounts = repeat(row_bytes(local))
     inside_s = sum(collective_seconds(kind, axes, amount, mesh, hardware) for (kind, axes), amount in zip(inside, amounts, strict=False))

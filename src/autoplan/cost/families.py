@@ -42,6 +42,8 @@ SOFTMAXES = _aten("softmax _softmax log_softmax _log_softmax")
 
 LOOKUPS = _aten("index gather index_select take_along_dim")
 
+GROUPED_PRODUCTS = frozenset({"aten._grouped_mm", "autoplan.grouped_mm", "transformers.grouped_mm_fallback"})
+
 DROPOUTS = _aten("dropout native_dropout")
 
 ATTENTION = "aten.scaled_dot_product_attention"

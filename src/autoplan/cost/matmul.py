@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-from autoplan.cost.families import needs_backward, op_name, spec_bytes
+from autoplan.cost.families import GROUPED_PRODUCTS, needs_backward, op_name, spec_bytes
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.ir import ITEM_BYTES
@@ -126,8 +126,7 @@ _PRODUCTS: dict[str, Callable[[Call], Product]] = {
     "aten.mm": _mm,
     "aten.bmm": _mm,
     "aten.matmul": _matmul_any,
-    "aten._grouped_mm": _grouped,
-    "transformers.grouped_mm_fallback": _grouped,
+    **dict.fromkeys(GROUPED_PRODUCTS, _grouped),
     "aten.conv1d": _convolution,
     "aten.conv2d": _convolution,
     "aten.conv3d": _convolution,

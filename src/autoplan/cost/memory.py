@@ -15,6 +15,7 @@ from autoplan.cost.families import (
     ATTENTION,
     CASTS,
     DROPOUTS,
+    GROUPED_PRODUCTS,
     LINEAR,
     LOOKUPS,
     NORMS,
@@ -156,7 +157,7 @@ def _extremum(call: Call) -> Saved:
 
 _SAVED: dict[str, Callable[[Call], Saved]] = {
     **dict.fromkeys(("aten.linear", "aten.addmm", "aten.baddbmm", "aten.mm", "aten.bmm", "aten.matmul", "aten.mul"), _factors),
-    **dict.fromkeys(("aten._grouped_mm", "transformers.grouped_mm_fallback"), _factors),
+    **dict.fromkeys(GROUPED_PRODUCTS, _factors),
     **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"), _factors),
     "aten.div": _quotient,
     **dict.fromkeys(("aten.where", "aten.masked_fill"), _conditions),

@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 
 from autoplan.errors import AutoplanError, TargetError
 from autoplan.graph.convert import convert
+from autoplan.graph.grouped_mm import grouped_products_in_all_dtypes
 from autoplan.graph.ir import Graph
 from autoplan.graph.source import source_of_exception
 from autoplan.graph.trees import bound_arguments, input_leaves
@@ -112,7 +113,7 @@ def _without_storage(module: nn.Module, fake: _Faker) -> Iterator[None]:
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     try:
-        with _one_message_on_failure():
+        with _one_message_on_failure(), grouped_products_in_all_dtypes():
             return torch.export.export(module, args, kwargs, strict=False)
     except AutoplanError:
         raise

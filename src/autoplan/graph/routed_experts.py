@@ -93,7 +93,9 @@ def routed_experts(
 
 def ends(sorted_ids: Tensor, experts: int) -> Tensor:
     """Where each expert's rows end: int32[experts]."""
-    return torch.searchsorted(sorted_ids, torch.arange(experts, device=sorted_ids.device, dtype=sorted_ids.dtype), right=True).to(torch.int32)
+    return torch.searchsorted(sorted_ids, torch.arange(experts, device=sorted_ids.device, dtype=sorted_ids.dtype), right=True).to(
+        torch.int32
+    )
 
 
 def inverse(order: Tensor) -> Tensor:

@@ -20,10 +20,21 @@ from autoplan.graph.ops import bind, op_name, short_name
 from autoplan.graph.routed_experts import Body, Step
 
 _SORTS = frozenset({"sort", "argsort"})
+_FLATTENINGS = frozenset({"view", "reshape", "flatten"})
 _CASTS = frozenset({"to", "_to_copy", "type_as", "contiguous", "clone", "detach"})
-GROUPED_MATMULS = frozenset({"_grouped_mm", "grouped_mm_fallback"})
+GROUPED_MATMULS = frozenset({"_grouped_mm", "grouped_mm", "grouped_mm_fallback"})
 # Beside pointwise ops: those that treat each row for itself as long as their dim is not the first.
-_ALONG_DIM = {"chunk": 2, "split": 2, "split_with_sizes": 2, "slice": 1, "unsqueeze": 1, "squeeze": 1, "softmax": 1, "select": 1, "narrow": 1}
+_ALONG_DIM = {
+    "chunk": 2,
+    "split": 2,
+    "split_with_sizes": 2,
+    "slice": 1,
+    "unsqueeze": 1,
+    "squeeze": 1,
+    "softmax": 1,
+    "select": 1,
+    "narrow": 1,
+}
 _ROWWISE = frozenset({"linear", "rms_norm", "layer_norm", "glu", *_CASTS})
 
 
@@ -70,21 +81,25 @@ def _fuse(draft: Draft, sort: Call, following: Sequence[Call]) -> None:
 
 
 def _count_ids(draft: Draft, routing: _Routing) -> None:
-    """Counts per expert may be taken of the ids themselves, also before they are sorted."""
-    same = {routing.ids}
+    """Counts per expert may be taken of the ids before they are sorted, in another view or dtype."""
+    makers = {output: call for call in draft.calls for output in call.outputs}
+
+    def origin(value: int) -> int:
+        while value in makers and short_name(makers[value].target) in _CASTS | _FLATTENINGS:
+            value = makers[value].reads[0]
+        return value
+
     for call in draft.calls:
-        if short_name(call.target) in _CASTS | {"view", "reshape", "flatten"} and call.reads[0] in same:
-            same.add(call.outputs[0])
-        elif call.reads and call.reads[0] in same:
-            _count(draft, routing, call)
+        if short_name(call.target) == "histc" and origin(call.reads[0]) == origin(routing.ids):
+            _count(routing, call)
 
 
-def _count(draft: Draft, routing: _Routing, call: Call) -> None:
-    if short_name(call.target) == "histc":
-        bound = bind(call.target, call.args, call.kwargs)
-        if bound["bins"] in (bound["max"] - bound["min"], bound["max"] - bound["min"] + 1) and bound["min"] == 0:
-            routing.counts.add(call.outputs[0])
-            routing.experts = bound["bins"]
+def _count(routing: _Routing, call: Call) -> None:
+    """histc that counts each id in a bin of its own: with the range [0, E - 1] the last bin has its upper end."""
+    bound = bind(call.target, call.args, call.kwargs)
+    if bound["min"] == 0 and bound["bins"] in (bound["max"], bound["max"] + 1):
+        routing.counts.add(call.outputs[0])
+        routing.experts = bound["bins"]
 
 
 def _follow(draft: Draft, routing: _Routing, call: Call) -> None:
@@ -104,12 +119,10 @@ def _follow(draft: Draft, routing: _Routing, call: Call) -> None:
     elif first in routing.sorted_ids and name in _CASTS:
         routing.sorted_ids.add(output)
     elif first in routing.sorted_ids and name == "histc":
-        _count(draft, routing, call)
+        _count(routing, call)
     elif first in routing.counts and name in _CASTS:
         routing.counts.add(output)
-    elif first in routing.counts and name == "cumsum":
-        routing.offsets.add(output)
-    elif first in routing.offsets and name in _CASTS:
+    elif (first in routing.counts and name == "cumsum") or (first in routing.offsets and name in _CASTS):
         routing.offsets.add(output)
     elif _is_index_form(routing, call):
         _same_kind(routing, first, output)

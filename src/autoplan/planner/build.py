@@ -22,6 +22,7 @@ from autoplan.redistribution import collectives, lower
 from autoplan.rules.row import Strategy
 
 TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
+COLLECTIVE = 32  # what a collective counts there; among the rows of an op each counts one more than the one before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,10 @@ class _Builder:
         def forward(p: Placements, f: Placements) -> int:
             if stays and collectives(lower(forward_of(p), f, self.mesh)):
                 return FORBIDDEN
-            return self._cost(prices.forward_s(forward_of(p), f) * count)
+            return self._cost(prices.forward_s(forward_of(p), f) * count, self._moves(forward_of(p), f))
 
         def backward(p: Placements, q: Placements) -> int:
-            return self._cost(prices.backward_s(gradient_of(q), gradient_of(p)) * count)
+            return self._cost(prices.backward_s(gradient_of(q), gradient_of(p)) * count, self._moves(gradient_of(q), gradient_of(p)))
 
         homes = map(forward_of, produced) if prices.home_is_free else (None for _ in produced)
         self.values.append(
@@ -206,6 +207,10 @@ class _Builder:
 
     def _cost(self, seconds: float, preference: int = 0) -> int:
         return round(seconds / self.unit_s) * TIES + min(preference, TIES // 64 - 1)
+
+    def _moves(self, src: Placements, dst: Placements) -> int:
+        """What a redistribution counts among equals: of plans that cost the same, the one with fewer collectives is read more easily."""
+        return COLLECTIVE * len(collectives(lower(src, dst, self.mesh)))
 
     def _bytes(self, amount: float) -> int:
         return -int(-amount // self.unit_bytes)

@@ -62,8 +62,8 @@ _CPU_ATTENTION = {
 }
 
 
-# Products of runs of rows with one matrix each: torch's own, and those of transformers, whose backward has two.
-_GROUPED_MATMULS = ("_grouped_mm", "grouped_mm_fallback", "grouped_mm_fallback_backward")
+# Products of runs of rows with one matrix each: torch's own, ours and those of transformers, whose backward has two.
+_GROUPED_MATMULS = frozenset({"_grouped_mm", "grouped_mm", "grouped_mm_fallback", "grouped_mm_backward", "grouped_mm_fallback_backward"})
 
 
 def _grouped_flops(args: tuple[Any, ...]) -> int:

@@ -27,7 +27,7 @@ BodyCall = tuple[Call, tuple[int, ...], tuple[int, ...]]
 """A call of a body, with the numbers of the body's values that it reads and makes."""
 
 
-@rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
+@rule("aten._grouped_mm", "autoplan.grouped_mm", "transformers.grouped_mm_fallback")
 def grouped_mm(call: Call) -> Iterator[Row]:
     """x[N, K], w[E, K, M], ends[E] -> y[N, M]: rows ends[e-1] to ends[e] of x times w[e]
 
@@ -93,7 +93,7 @@ def operand_kinds(call: Call) -> tuple[range, int, range]:
 
 def weights_by_expert(call: Call) -> tuple[int, ...]:
     """The operands whose first dim counts experts: those that a grouped product or a lookup by id reads."""
-    body, (rows, ids, weights) = body_of(call.args[5]), operand_kinds(call)
+    body, (_, _, weights) = body_of(call.args[5]), operand_kinds(call)
     found = set()
     for step in body.steps:
         name = step.op.split(".")[1]
@@ -184,10 +184,10 @@ def _hinted(spec: TensorSpec, value: int, found: dict[tuple[int, int], frozenset
 
 def _within_experts(call: Call) -> Iterator[Row]:
     """Rows in which every rank has all rows and a part of each expert: chains of the rows of the body's ops."""
-    rows, ids, weights = operand_kinds(call)
+    rows, _, weights = operand_kinds(call)
+    body = body_of(call.args[5])
     calls = _with_groups(body_calls(call), call.axis_size)
-    start: dict[int, Placement] = {k: R for k in rows}
-    start |= {len(rows) + len(weights): R, len(rows) + len(weights) + 1: R}
+    start: dict[int, Placement] = dict.fromkeys((*rows, body.ids, body.offsets), R)
     for placed in dict.fromkeys(map(_frozen, _chains(calls, start))):
         found = dict(placed)
         chosen = [found.get(len(rows) + i, R) for i in range(len(weights))]
@@ -209,7 +209,11 @@ def _chains(calls: Sequence[BodyCall], placed: dict[int, Placement]) -> Iterator
     for row in rows_of(step):
         needs = [(k, placement) for k, placement in zip(reads, row.ins, strict=True) if placement is not None]
         new = dict(placed)
-        agree = (row.is_replicated or _has_no_sizes(step)) and row.local is None and all(new.setdefault(k, placement) == placement for k, placement in needs)
+        agree = (
+            (row.is_replicated or _has_no_sizes(step))
+            and row.local is None
+            and all(new.setdefault(k, placement) == placement for k, placement in needs)
+        )
         if agree and not any(isinstance(p, Shard) and p.dim == 0 for p in row.outs):
             yield from _chains(rest, new | dict(zip(makes, row.outs, strict=True)))
 

@@ -154,3 +154,17 @@ def diff(call: Call) -> Iterator[Row]:
 def _lines(call: Call, dim: int) -> Iterator[Row]:
     ndim = call.operands[0].ndim
     yield from same_dims(call, (other for other in range(ndim) if other != dim % ndim)) if ndim else ()
+
+
+@rule("aten.histc")
+def histc(call: Call) -> Iterator[Row]:
+    """x -> y[bins], how many elements are in each
+
+    x          y
+    S(d,g)  -> P         any dim, where the range is given: each rank counts its own
+    """
+    x, low, high = call.operands[0], call.arg(2, "min", 0), call.arg(3, "max", 0)
+    if low < high:
+        for dim in range(x.ndim):
+            for groups in shards((x, dim)):
+                yield Row((Shard(dim, groups),), (P,))
