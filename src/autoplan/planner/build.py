@@ -7,8 +7,10 @@ That folds repeated blocks and prices what passes between their copies, without 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from autoplan.assignment.assignment import Assignment
 from autoplan.assignment.names import block_of
@@ -16,13 +18,16 @@ from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Value
 from autoplan.placement import Mesh, Placements, forward_of, gradient_of
 from autoplan.planner.candidates import Candidates
-from autoplan.planner.prices import FORWARD_END, ROWS, Prices
+from autoplan.planner.prices import FORWARD_END, ROWS, Array, Prices, ValuePrices
 from autoplan.planner.problem import FORBIDDEN, Group, Matrix, Problem, ProblemNode, ProblemValue, Reader, Vector
-from autoplan.redistribution import collectives, lower
 from autoplan.rules.row import Strategy
 
 TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
-COLLECTIVE = 32  # what a collective counts there; among the rows of an op each counts one more than the one before it
+MOST_PREFERENCE = TIES // 64 - 1
+COLLECTIVE = 8  # what a collective counts among equals; of the rows of an op each counts one more than the one before it
+
+Readers = tuple[tuple[int, int], ...]
+"""(problem node, operand) of everyone who reads a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +128,23 @@ class _Builder:
 
     def _add_values(self, outputs: tuple[int, ...]) -> None:
         """One ProblemValue for all values whose producers and readers are of the same classes."""
-        alike: dict[tuple[object, ...], list[int]] = {}
+        alike: dict[tuple[int, int, Readers], list[int]] = {}
         for value in self.graph.values:
             alike.setdefault(self._signature(value, outputs), []).append(value.id)
-        prefixes = foldable_prefixes(find_blocks(self.graph))
+        found = []
         for (producer, output, readers), members in alike.items():
-            if readers:
-                self._add_value(self.graph.values[members[0]], len(members), producer, output, readers, prefixes)  # type: ignore[arg-type]
+            value = self.graph.values[members[0]]
+            states = _States.of(self._made(producer, output), [self._needed(node, operand) for node, operand in readers])
+            if states.needed:
+                found.append((value, len(members), producer, readers, states))
+                self.prices.transitions.announce(states.homes, states.placements)
+                if self.prices.trains and value.needs_grad:
+                    self.prices.transitions.announce(*states.gradients)
+        prefixes = foldable_prefixes(find_blocks(self.graph))
+        for value, count, producer, readers, states in found:
+            self._add_value(value, count, producer, readers, states, prefixes)
 
-    def _signature(self, value: Value, outputs: tuple[int, ...]) -> tuple[object, ...]:
+    def _signature(self, value: Value, outputs: tuple[int, ...]) -> tuple[int, int, Readers]:
         classes = self.candidates.classes
         if value.kind == "op":
             node = self.graph.producers[value.id]
@@ -142,41 +155,19 @@ class _Builder:
         readers |= {(outputs[position], -1) for position, out in enumerate(self.graph.outputs) if out == value.id}
         return producer, output, tuple(sorted(readers))
 
-    def _add_value(
-        self, value: Value, count: int, producer: int, output: int, readers: tuple[tuple[int, int], ...], prefixes: frozenset[str]
-    ) -> None:
-        made_states = self._made(producer, output)
-        needs = [self._needed(node, operand) for node, operand in readers]
-        produced = tuple(dict.fromkeys(made_states))
-        needed = tuple(dict.fromkeys(state for states in needs for state in states if state is not None))
-        if not needed:
-            return
-        index = {state: q for q, state in enumerate(needed)}
-        placements = tuple(dict.fromkeys(map(forward_of, needed)))
+    def _add_value(self, value: Value, count: int, producer: int, readers: Readers, states: _States, prefixes: frozenset[str]) -> None:
         prices = self.prices.of_value(value, block_of(value.address, prefixes) if value.kind == "parameter" else None)
-        stays = value.kind == "parameter" and self.candidates.classes.value_class[value.id] in self.candidates.never_gathered
-
-        def forward(p: Placements, f: Placements) -> int:
-            if stays and collectives(lower(forward_of(p), f, self.mesh)):
-                return FORBIDDEN
-            return self._cost(prices.forward_s(forward_of(p), f) * count, self._moves(forward_of(p), f))
-
-        def backward(p: Placements, q: Placements) -> int:
-            return self._cost(prices.backward_s(gradient_of(q), gradient_of(p)) * count, self._moves(gradient_of(q), gradient_of(p)))
-
-        homes = map(forward_of, produced) if prices.home_is_free else (None for _ in produced)
+        placements = states.placements
+        homes: Sequence[Placements | None] = states.homes if prices.home_is_free else [None] * len(states.produced)
         self.values.append(
             ProblemValue(
                 name=value.address,
                 producer=producer,
-                made=tuple(produced.index(state) for state in made_states),
-                readers=tuple(
-                    Reader(node, tuple(None if s is None else index[s] for s in states))
-                    for (node, _), states in zip(readers, needs, strict=True)
-                ),
-                forward_class=tuple(placements.index(forward_of(state)) for state in needed),
-                forward=_matrix(produced, placements, forward),
-                backward=_matrix(produced, needed, backward),
+                made=states.made,
+                readers=tuple(Reader(node, needs) for (node, _), needs in zip(readers, states.needs, strict=True)),
+                forward_class=states.forward_class,
+                forward=self._forward(value, prices, states, count),
+                backward=self._backward(prices, states, count),
                 keepers=self._keepers(value, readers),
                 kept=self._rows({FORWARD_END: [prices.kept_bytes(f) * count for f in placements]}, len(placements)),
                 free=tuple(placements.index(home) if home in placements else None for home in homes),
@@ -185,6 +176,21 @@ class _Builder:
         if value.kind == "parameter":
             amounts = tuple(self._bytes(prices.in_flight_bytes(f)) for f in placements)
             self.gathered.setdefault(prices.block or value.address, []).append((len(self.values) - 1, amounts))
+
+    def _forward(self, value: Value, prices: ValuePrices, states: _States, count: int) -> Array:
+        """[produced, placements]: what it costs to bring the value there."""
+        counts = self.prices.transitions.collectives(states.homes, states.placements)
+        costs = self._costs(prices.forward_s(states.homes, states.placements) * count, counts)
+        if value.kind == "parameter" and self.candidates.classes.value_class[value.id] in self.candidates.never_gathered:
+            costs[counts > 0] = FORBIDDEN
+        return costs
+
+    def _backward(self, prices: ValuePrices, states: _States, count: int) -> Array:
+        """[produced, needed]: what it costs to bring the gradient back."""
+        if not prices.has_gradient:
+            return np.zeros((len(states.produced), len(states.needed)), dtype=np.int64)
+        counts = self.prices.transitions.collectives(*states.gradients)
+        return self._costs(prices.backward_s(*states.gradients) * count, counts).T
 
     def _keepers(self, value: Value, readers: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
         """Positions of the readers that keep what they read; all readers of a parameter use the copy that was gathered."""
@@ -206,11 +212,11 @@ class _Builder:
         return list(self.candidates.outputs[node - len(self.nodes) + len(self.candidates.outputs)])
 
     def _cost(self, seconds: float, preference: int = 0) -> int:
-        return round(seconds / self.unit_s) * TIES + min(preference, TIES // 64 - 1)
+        return round(seconds / self.unit_s) * TIES + min(preference, MOST_PREFERENCE)
 
-    def _moves(self, src: Placements, dst: Placements) -> int:
-        """What a redistribution counts among equals: of plans that cost the same, the one with fewer collectives is read more easily."""
-        return COLLECTIVE * len(collectives(lower(src, dst, self.mesh)))
+    def _costs(self, seconds: Array, collectives: Array) -> Array:
+        """The costs of redistributions: among plans that cost the same, the one with fewer collectives is read more easily."""
+        return np.rint(seconds / self.unit_s).astype(np.int64) * TIES + np.minimum(COLLECTIVE * collectives, MOST_PREFERENCE)
 
     def _bytes(self, amount: float) -> int:
         return -int(-amount // self.unit_bytes)
@@ -220,5 +226,38 @@ class _Builder:
         return tuple(tuple(map(self._bytes, amounts[row])) if row in amounts else zeros for row in range(ROWS))
 
 
-def _matrix(rows: Sequence[Placements], columns: Sequence[Placements], entry: Callable[[Placements, Placements], int]) -> Matrix:
-    return tuple(tuple(entry(row, column) for column in columns) for row in rows)
+@dataclass(frozen=True, slots=True)
+class _States:
+    """The states of a value: those that strategies make, those that readers need, and the placements of the latter."""
+
+    produced: tuple[Placements, ...]
+    needed: tuple[Placements, ...]
+    placements: tuple[Placements, ...]
+    made: Vector  # by the producer's strategy
+    needs: tuple[tuple[int | None, ...], ...]  # by reader and its strategy
+    forward_class: Vector  # by needed state
+
+    @classmethod
+    def of(cls, made: Sequence[Placements], needs: Sequence[Sequence[Placements | None]]) -> _States:
+        """What the strategies of the producer make and those of each reader need."""
+        produced = {state: p for p, state in enumerate(dict.fromkeys(made))}
+        needed = {state: q for q, state in enumerate(dict.fromkeys(state for states in needs for state in states if state is not None))}
+        placements = {f: position for position, f in enumerate(dict.fromkeys(map(forward_of, needed)))}
+        return cls(
+            tuple(produced),
+            tuple(needed),
+            tuple(placements),
+            tuple(produced[state] for state in made),
+            tuple(tuple(None if state is None else needed[state] for state in states) for states in needs),
+            tuple(placements[forward_of(state)] for state in needed),
+        )
+
+    @property
+    def homes(self) -> list[Placements]:
+        """The placements of the produced states."""
+        return [forward_of(state) for state in self.produced]
+
+    @property
+    def gradients(self) -> tuple[list[Placements], list[Placements]]:
+        """Placements of gradients: from those of the needed states to those of the produced ones."""
+        return [gradient_of(state) for state in self.needed], [gradient_of(state) for state in self.produced]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from autoplan.assignment.gathers import regather_blocks
 from autoplan.assignment.names import block_of
-from autoplan.cost.communication import steps_seconds
 from autoplan.cost.compute import strategy_seconds
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.primitives import (
@@ -19,16 +21,17 @@ from autoplan.cost.primitives import (
     parameter_state,
 )
 from autoplan.cost.savings import SavedMap, local_bytes, saved_values
+from autoplan.cost.transitions import TransitionTable
 from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of
 from autoplan.plan.schema import Options
 from autoplan.planner.candidates import Candidates
-from autoplan.redistribution import lower
 from autoplan.rules.row import Call, Strategy
 
 FORWARD_END, OPTIMIZER_STEP = 0, 1  # the moments at which memory can peak, as `cost.predict` has them
 ROWS = 2
+Array = np.ndarray
 RESOLUTION = 1e-7  # of the step's least compute time: what one unit of cost stands for
 
 
@@ -59,10 +62,6 @@ class Prices:
     @cached_property
     def _prefixes(self) -> frozenset[str]:
         return foldable_prefixes(find_blocks(self.graph))
-
-    @cached_property
-    def _moves(self) -> dict[tuple[float, Placements, Placements], float]:
-        return {}
 
     def unit_s(self, candidates: Candidates) -> float:
         """Seconds that one unit of cost stands for: fine enough for this model's step."""
@@ -111,14 +110,10 @@ class Prices:
         """The prices of what happens to one value; a parameter of a repeated block travels with the others of it."""
         return ValuePrices(self, value, block, self._block_sizes[block] if block is not None else 1)
 
-    def move_s(self, nbytes: float, src: Placements, dst: Placements) -> float:
-        """Seconds to redistribute a tensor of `nbytes` (global)."""
-        if src == dst:
-            return 0.0
-        key = (nbytes, src, dst)
-        if key not in self._moves:
-            self._moves[key] = steps_seconds(lower(src, dst, self.mesh), nbytes, self.mesh, self.hardware)
-        return self._moves[key]
+    @cached_property
+    def transitions(self) -> TransitionTable:
+        """What redistributions cost on this mesh."""
+        return TransitionTable(self.mesh, self.hardware)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +142,23 @@ class ValuePrices:
             return self.prices.options.precision != "bf16-master"
         return self.value.id in self.prices.saved.made or self.value.id in self.prices.saved.alias_of
 
-    def forward_s(self, src: Placements, dst: Placements) -> float:
-        """Seconds to bring the value to another placement, in backward once more where it is gathered again."""
-        seconds = self.prices.move_s(self.value.bytes * self.companions, src, dst) / self.companions
+    def forward_s(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+        """[source, target]: seconds to bring the value to other placements, in backward once more where it is gathered again."""
+        seconds = self._moves_s(self.value.bytes, sources, targets)
         return 2 * seconds if self.regathers else seconds
 
-    def backward_s(self, src: Placements, dst: Placements) -> float:
-        """Seconds to bring the gradient back."""
-        if not self.prices.trains or not self.value.needs_grad:
-            return 0.0
+    def backward_s(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+        """[source, target]: seconds to bring the gradient back."""
         nbytes = parameter_gradient_bytes(self.value.bytes, self.prices.options) if self.is_parameter else self.value.bytes
-        return self.prices.move_s(nbytes * self.companions, src, dst) / self.companions
+        return self._moves_s(nbytes, sources, targets)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether there is a gradient to bring back."""
+        return self.prices.trains and self.value.needs_grad
+
+    def _moves_s(self, nbytes: int, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+        return self.prices.transitions.seconds(nbytes * self.companions, sources, targets) / self.companions
 
     def kept_bytes(self, used: Placements) -> int:
         """Bytes of a copy in placements `used` that lasts until backward; of a parameter that is not gathered again, if an op keeps it."""

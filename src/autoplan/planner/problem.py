@@ -17,10 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 FORBIDDEN = -1  # a transition that cannot be
 
 Vector = tuple[int, ...]
 Matrix = tuple[Vector, ...]
+Array = np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class ProblemValue:
     made: Vector
     readers: tuple[Reader, ...]
     forward_class: Vector
-    forward: Matrix
-    backward: Matrix
+    forward: Array
+    backward: Array
     keepers: tuple[int, ...]
     kept: Matrix
     free: tuple[int | None, ...]
@@ -129,7 +132,7 @@ def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:
         states = {q for reader in value.readers if (q := reader.needs[choice[reader.node]]) is not None}
         entries = [value.backward[made][q] for q in states]
         entries += [value.forward[made][f] for f in {value.forward_class[q] for q in states}]
-        cost = None if cost is None or FORBIDDEN in entries else cost + sum(entries)
+        cost = None if cost is None or FORBIDDEN in entries else cost + int(sum(entries))
         for row in rows:
             memory[row] += sum(value.kept[row][f] for f in classes)
     for row in rows:

@@ -1,0 +1,40 @@
+"""The table of redistributions says what lowering one pair after another says."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from autoplan.cost.communication import steps_seconds
+from autoplan.cost.hardware import load_hardware
+from autoplan.cost.transitions import TransitionTable
+from autoplan.placement import Mesh, P, R, Shard
+from autoplan.redistribution import collectives, lower
+
+STATES = [R, P, Shard(0), Shard(1), Shard(2), Shard(0, 2), Shard(1, 4)]
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (4, 8), (1, 4), (2, 2, 2), (2, 1, 2)])
+@pytest.mark.parametrize("profile", ["h200-sxm", "cpu-gloo", "test-free-links"])
+def test_every_pair_is_priced_as_its_steps(shape: tuple[int, ...], profile: str) -> None:
+    mesh, hardware = Mesh(tuple("xyz"[: len(shape)]), shape), load_hardware(profile)
+    states = list(product(STATES[: 7 if len(shape) < 3 else 5], repeat=len(shape)))
+    table = TransitionTable(mesh, hardware)
+    table.announce(states, states)
+    some = states[:: max(1, len(states) // 40)]
+    for nbytes in (1e3, 3e8):
+        wanted = [[steps_seconds(lower(src, dst, mesh), nbytes, mesh, hardware) for dst in states] for src in some]
+        # the same numbers, added up in another order
+        np.testing.assert_allclose(table.seconds(nbytes, some, states), np.array(wanted), rtol=1e-12)
+    counts = [[len(collectives(lower(src, dst, mesh))) for dst in states] for src in some]
+    np.testing.assert_array_equal(table.collectives(some, states), np.array(counts))
+
+
+def test_a_pair_that_was_not_announced_is_refused() -> None:
+    mesh = Mesh(("x",), (2,))
+    table = TransitionTable(mesh, load_hardware("cpu-gloo"))
+    table.announce([(R,)], [(P,)])
+    with pytest.raises(AssertionError, match="not announced"):
+        table.seconds(1.0, [(P,)], [(R,)])
