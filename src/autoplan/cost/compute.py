@@ -52,6 +52,8 @@ def flops(call: Call) -> int:
 
 def local_call(call: Call, strategy: Strategy, mesh: Mesh) -> Call:
     """The call that one device runs under `strategy`."""
+    if strategy.part is not None:
+        return strategy.part
     for row, n in zip(strategy.rows, mesh.shape, strict=True):
         call = cut_call(call if call.axis_size == n else _on_axis(call, n), row, n)
     return call

@@ -18,11 +18,11 @@ def strategies_of(call: Call, mesh: Mesh) -> tuple[Strategy, ...]:
     """Every strategy of a call on `mesh`, without repetitions; the all-replicated one is first."""
     found: dict[tuple[object, ...], Strategy] = {}
     needs_grad = any(spec.needs_grad for spec in call.outputs)
-    for rows in _products(call, mesh.shape):
+    for rows, part in _products(call, mesh.shape):
         if len({row.local for row in rows if row.local}) > 1:
             continue  # two local implementations of one op cannot both run it
         for partial in _partial_forms(rows, mesh.shape, needs_grad):
-            strategy = make_strategy(rows, partial, call.operands, call.outputs)
+            strategy = make_strategy(rows, partial, call.operands, call.outputs, part)
             found.setdefault((strategy.needs, strategy.makes, strategy.local), strategy)
     return tuple(found.values())
 
@@ -57,7 +57,7 @@ def cut_call(call: Call, row: Row, axis_size: int) -> Call:
     """The call that one rank of the axis runs under `row`."""
     operands = tuple(spec if p is None else spec.cut(p, call.axis_size) for spec, p in zip(call.operands, row.ins, strict=True))
     outputs = tuple(spec.cut(p, call.axis_size) for spec, p in zip(call.outputs, row.outs, strict=True))
-    return replace(call, operands=operands, outputs=outputs, axis_size=axis_size)
+    return Call(call.op, call.args, call.kwargs, operands, outputs, axis_size, call.uncut)
 
 
 def _is_possible(call: Call, row: Row) -> bool:
@@ -76,14 +76,20 @@ def _is_possible(call: Call, row: Row) -> bool:
     return True
 
 
-def _products(call: Call, sizes: tuple[int, ...]) -> Iterator[tuple[Row, ...]]:
+def _products(call: Call, sizes: tuple[int, ...]) -> Iterator[tuple[tuple[Row, ...], Call]]:
+    """A row for each axis, with the call that is left to one rank."""
     if not sizes:
-        yield ()
+        yield (), call
         return
-    here = replace(call, axis_size=sizes[0])
+    here = _on_axis(call, sizes[0])
     for row in rows_of(here):
-        for rest in _products(cut_call(here, row, 1), sizes[1:]):
-            yield (row, *rest)
+        for rest, part in _products(cut_call(here, row, 1), sizes[1:]):
+            yield (row, *rest), part
+
+
+def _on_axis(call: Call, axis_size: int) -> Call:
+    """The call as an axis of that size sees it; `replace` would take most of the time that rules take."""
+    return Call(call.op, call.args, call.kwargs, call.operands, call.outputs, axis_size, call.uncut)
 
 
 def _partial_forms(rows: tuple[Row, ...], sizes: tuple[int, ...], needs_grad: bool) -> Iterator[tuple[bool, ...]]:

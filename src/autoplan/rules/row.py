@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from autoplan.graph.ir import Graph, Node, Ref, map_refs
@@ -35,7 +35,7 @@ class TensorSpec:
 
     def cut(self, placement: Placement, axis_size: int) -> TensorSpec:
         """The spec of one rank's part; raises PlacementError where it cannot be cut so."""
-        return replace(self, shape=cut(self.shape, placement, axis_size))
+        return TensorSpec(cut(self.shape, placement, axis_size), self.dtype, self.needs_grad, self.hints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,15 @@ class Row:
 class Strategy:
     """One row per mesh axis; `partial[a]` says that an all-R row on axis a passes partial gradients through.
 
-    `needs[k]` is the state in which operand k is read (None if its values are not), `makes[j]` the state of output j.
+    `needs[k]` is the state in which operand k is read (None if its values are not), `makes[j]` the state of output j. `part`
+    is the call that each rank runs, where it is known already.
     """
 
     rows: tuple[Row, ...]
     partial: tuple[bool, ...]
     needs: tuple[Placements | None, ...]
     makes: tuple[Placements, ...]
+    part: Call | None = field(default=None, compare=False, repr=False)
 
     @property
     def local(self) -> str | None:
@@ -124,7 +126,11 @@ class Strategy:
 
 
 def make_strategy(
-    rows: tuple[Row, ...], partial: tuple[bool, ...], operands: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    rows: tuple[Row, ...],
+    partial: tuple[bool, ...],
+    operands: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    part: Call | None = None,
 ) -> Strategy:
     """The strategy of `rows`, with the states that follow from them (DESIGN 4: gradient placements follow from the row)."""
     needs: list[Placements | None] = []
@@ -138,7 +144,7 @@ def make_strategy(
         tuple(R_PARTIAL if flag and row.outs[j] == R and spec.needs_grad else row.outs[j] for row, flag in zip(rows, partial, strict=True))
         for j, spec in enumerate(outputs)
     )
-    return Strategy(rows, partial, tuple(needs), makes)
+    return Strategy(rows, partial, tuple(needs), makes, part)
 
 
 def _operand_state(row: Row, partial: bool, k: int, needs_grad: bool) -> Placement:
