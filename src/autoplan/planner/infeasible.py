@@ -30,7 +30,7 @@ def nothing_fits(built: Built, limit_bytes: int, hardware: Hardware, options: Op
     filled = ", ".join(f"{name} {amount:.3g}" for amount, name in parts[:4] if amount > 0)
     proved = smallest.status == "optimal"
     return NoPlanFits(
-        f"no plan fits {limit_bytes / GIB:.4g} GiB per device; the smallest needs {rounded_up_gib(needed_bytes):.4g} ({filled})",
+        f"no plan fits {options.memory_gib or limit_bytes / GIB:.4g} GiB per device; the smallest needs {rounded_up_gib(needed_bytes):.4g} ({filled})",
         limit_bytes=limit_bytes,
         smallest_bytes=needed_bytes,
         where=None
