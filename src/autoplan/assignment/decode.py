@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autoplan.assignment.assignment import OUTPUT_READER, Assignment, Need
+from autoplan.assignment.assignment import BUFFER_READER, OUTPUT_READER, Assignment, Need
 from autoplan.assignment.encode import named
 from autoplan.assignment.names import input_name, output_names, reader_name
 from autoplan.assignment.redistributions import gradient_reaches, redistributions_of
@@ -86,6 +86,7 @@ class _Decoder:
             self._place_source(parameter.value, plan.params[key].store, "params", key)
         for fqn, value in graph.buffers.items():
             self._place_source(value, plan.buffers[buffer_keys[fqn]].use, "buffers", buffer_keys[fqn])
+            self._check_overwritten(fqn, buffer_keys[fqn])
         for value in graph.inputs:
             key = input_keys[input_name(graph, value)]
             line = plan.inputs[key]
@@ -103,6 +104,13 @@ class _Decoder:
                 f"{self.graph.values[value].address}: {format_placements(state)} of shape {list(self.graph.values[value].shape)}", *keys
             )
         self.sources[value] = self.forward[value] = state
+
+    def _check_overwritten(self, fqn: str, key: str) -> None:
+        """The module holds its buffers whole on every rank: part of one cannot be overwritten."""
+        whole = (R,) * self.mesh.ndim
+        if fqn in self.graph.mutations and self.sources[self.graph.buffers[fqn]] != whole:
+            what = f"{fqn}: forward overwrites it, so every rank must hold the whole of it"
+            self.report(what, "buffers", key, next_step=f"write use: {format_placements(whole)}")
 
     def place(self, node: Node) -> None:
         """Choose the rows of a node by how its inputs are placed, or as its `ops` line says."""
@@ -225,6 +233,9 @@ class _Decoder:
         for position, out in enumerate(self.graph.outputs):
             if out == value:
                 readers.setdefault(self.outputs[position], []).append((OUTPUT_READER, position))
+        for position, (fqn, overwriting) in enumerate(self.graph.mutations.items()):
+            if overwriting == value:
+                readers.setdefault(self.sources[self.graph.buffers[fqn]], []).append((BUFFER_READER, position))
         return [
             Edge(
                 output,

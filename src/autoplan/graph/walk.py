@@ -84,11 +84,11 @@ class Walk:
             self._current[node] = self._made_again(node)
         return self._current[node]
 
-    def overwritten_buffers(self) -> dict[int, str]:
-        """The last value of every buffer that forward wrote to."""
+    def overwritten_buffers(self) -> dict[str, int]:
+        """The last value of every buffer that forward wrote to, by FQN."""
         names = {value: fqn for fqn, value in reversed(self._draft.buffers.items())}
         return {
-            self.value(node).value: names[ref.value] for node, ref in self._roots.items() if ref.value in names and self.value(node) != ref
+            names[ref.value]: self.value(node).value for node, ref in self._roots.items() if ref.value in names and self.value(node) != ref
         }
 
     def _call(self, node: fx.Node, owner: fx.GraphModule) -> None:
@@ -259,13 +259,8 @@ def _output_index(getitem: fx.Node) -> int:
 
 def _written_nodes(node: fx.Node, target: OpOverload) -> list[fx.Node]:
     """Arguments that a call writes to beside what it returns: their new values become further outputs."""
-    positions = written_arguments(target)
-    if not positions:
-        return []
-    bound = bind(target, node.args, node.kwargs)
-    if short_name(target) == "batch_norm" and not bound["training"]:
-        return []
-    arguments = list(bound.values())
+    positions = written_arguments(target, node.args, node.kwargs)
+    arguments = list(bind(target, node.args, node.kwargs).values())
     return [arguments[i] for i in positions if isinstance(arguments[i], fx.Node)]
 
 

@@ -1,0 +1,45 @@
+"""Models whose forward overwrites buffers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Convolution, norm, and a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm(self.conv(x)))
+
+
+class Convnet(nn.Module):
+    """A convnet with batch norm between convolutions, instance norm at the end, and a count of all it saw."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(Block(channels) for _ in range(2))
+        self.last = nn.InstanceNorm2d(channels, affine=True, track_running_stats=True)
+        self.head = nn.Linear(channels, 4)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("before", torch.ones(()))
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        if self.training:
+            self.before.copy_(self.seen)
+            self.seen.add_(x.detach().square().sum())
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.head(self.last(x).relu().mean((2, 3)))
+        return nn.functional.cross_entropy(x, target)
+
+
+def convnet(channels: int = 8) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return Convnet(channels), (torch.randn(8, 4, 4, 4) + 1, torch.randint(0, 4, (8,)))
