@@ -6,12 +6,14 @@ Backward counts only gradients of operands that need one. The planner asks thous
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autoplan.cost.attention import attention_cost, attention_flops
 from autoplan.cost.communication import collective_seconds
-from autoplan.cost.families import ATTENTION, is_view, needs_backward, op_name, spec_bytes
+from autoplan.cost.families import ATTENTION, BATCH_NORMS, is_view, needs_backward, op_name, spec_bytes
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.matmul import matmul_cost, product_of
-from autoplan.cost.passes import passes_of, row_bytes, view_backward_seconds
+from autoplan.cost.passes import channel_bytes, passes_of, row_bytes, view_backward_seconds
 from autoplan.cost.seconds import ComputeCost
 from autoplan.placement import Mesh
 from autoplan.rules.combine import cut_call
@@ -42,7 +44,7 @@ def flops(call: Call) -> int:
 def local_call(call: Call, strategy: Strategy, mesh: Mesh) -> Call:
     """The call that one device runs under `strategy`."""
     for row, n in zip(strategy.rows, mesh.shape, strict=True):
-        call = cut_call(call if call.axis_size == n else _on_axis(call, n), row, n)
+        call = cut_call(replace(call, axis_size=n), row, n)
     return call
 
 
@@ -51,16 +53,19 @@ def strategy_seconds(
 ) -> ComputeCost:
     """What a call of GLOBAL shapes costs each device under `strategy`, with the collectives inside its local implementation.
 
-    These exchange statistics, one fp32 number for each row of the first operand (cross-entropy: maximum, sum, picked logit;
-    norms: the mean square), all local rows at once.
+    These exchange statistics: one fp32 number for each local row of the first operand (cross-entropy: maximum, sum, picked
+    logit), or two for each channel (batch norm: mean and variance, gathered; two sums of gradients).
     """
     local = local_call(call, strategy, mesh)
     cost = call_seconds(local, hardware, accumulated)
     inside = strategy.inside()
     if not inside:
         return cost
-    statistics = row_bytes(local)
-    inside_s = sum(collective_seconds(kind, axes, statistics, mesh, hardware) for kind, axes in inside)
+    statistics = channel_bytes(local) if op_name(call.op) in BATCH_NORMS else row_bytes(local)
+    inside_s = sum(
+        collective_seconds(kind, axes, statistics * (mesh.group_size(axes) if kind == "all-gather" else 1), mesh, hardware)
+        for kind, axes in inside
+    )
     return ComputeCost(cost.forward_s, cost.backward_s, cost.forward_flops, cost.backward_flops, inside_s)
 
 
@@ -69,10 +74,6 @@ def optimizer_seconds(parameter_bytes: float, gradient_bytes: float, optimizer_b
     if not gradient_bytes:
         return 0.0
     return (2 * parameter_bytes + gradient_bytes + 2 * optimizer_bytes) / hardware.compute.bytes_per_s
-
-
-def _on_axis(call: Call, n: int) -> Call:
-    return Call(call.op, call.args, call.kwargs, call.operands, call.outputs, n)
 
 
 def _cost(call: Call, hardware: Hardware) -> ComputeCost:

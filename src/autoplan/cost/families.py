@@ -31,9 +31,9 @@ CASTS = _aten("to _to_copy type_as float")
 LINEAR = _aten("add sub rsub neg sum mean cumsum clone contiguous cat stack copy lift_fresh_copy pad constant_pad_nd repeat")
 """Ops whose gradient needs no saved value."""
 
-NORMS = _aten(
-    "rms_norm layer_norm group_norm batch_norm instance_norm native_layer_norm native_group_norm _native_batch_norm_legit _fused_rms_norm"
-)
+BATCH_NORMS = _aten("batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional")
+
+NORMS = BATCH_NORMS | _aten("rms_norm layer_norm group_norm instance_norm native_layer_norm native_group_norm _fused_rms_norm")
 
 OUTPUT_SAVED = _aten("softmax _softmax log_softmax _log_softmax exp tanh sigmoid sqrt rsqrt relu reciprocal")
 """Ops whose gradient is computed from their output."""

@@ -122,6 +122,11 @@ _PASSES: dict[str, Callable[[Call], Passes]] = {
 }
 
 
+def channel_bytes(call: Call) -> int:
+    """Bytes of two fp32 numbers for each channel of the first operand."""
+    return 8 * call.operands[0].shape[1]
+
+
 def row_bytes(call: Call) -> int:
     """Bytes of one fp32 number for each row of the first operand."""
     if not call.operands or not call.operands[0].shape:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from autoplan.graph.ops import bind
 from autoplan.placement import P, Placement, R, Shard
+from autoplan.rules.combine import replicated_row
 from autoplan.rules.execute import run_functional, torch_op
 from autoplan.rules.ops.dims import shards
 from autoplan.rules.ops.statistics import synchronised_batch_norm
@@ -84,19 +86,29 @@ def batch_norm(call: Call) -> Iterator[Row]:
     x         the others      y
     S(d,g)    R            -> S(d,g)     samples or positions
     P         R, bias and running mean P -> P          a * x + b
+
+    Where weight and statistics differ in dtype, which no kernel takes, every row runs the local implementation.
     """
     x, (y, *statistics) = call.operands[0], call.outputs
     trains = _bound(call.op, call.args, call.kwargs)["training"]
-    yield from (row for row, _ in _channel_rows(call))
+    plain = _unless_mixed(call, "batch_norm")
+    if plain:
+        yield replace(replicated_row(call), local=plain)
+    yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
     inside = ("all-gather", "all-reduce") if x.needs_grad else ("all-gather",)
     for dim in range(x.ndim):
         for groups in shards((x, dim), (y, dim)) if dim != CHANNELS else ():
             ins = (Shard(dim, groups), *(R for _ in call.operands[1:]))
             outs = (Shard(dim, groups), *(R for _ in statistics))
-            yield Row(ins, outs, local="batch_norm", inside=inside) if trains else Row(ins, outs)
+            yield Row(ins, outs, local="batch_norm", inside=inside) if trains else Row(ins, outs, local=plain)
     if not trains:
         summed = {0, call.operand(2, "bias"), call.operand(3, "running_mean")}
-        yield Row(tuple(P if k in summed else R for k in range(len(call.operands))), (P, *(R for _ in statistics)))
+        yield Row(tuple(P if k in summed else R for k in range(len(call.operands))), (P, *(R for _ in statistics)), local=plain)
+
+
+def _unless_mixed(call: Call, implementation: str) -> str | None:
+    """None, but `implementation` where the numbers per channel are of several dtypes: parameters in bf16, buffers in fp32."""
+    return implementation if len({spec.dtype for spec in call.operands[1:]}) > 1 else None
 
 
 def _bound(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +122,8 @@ def local_batch_norm(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
     The running variance takes the unbiased variance of the global batch.
     """
     named = _bound(call.call.op, call.args, call.kwargs)
+    if not named["training"]:
+        return run_functional(call.call.op, *_in_one_dtype(call))
     shape = call.call.operands[0].shape
     cut = sorted(axis for dim in range(len(shape)) if dim != CHANNELS for axis in call.axes(0, dim))
     y, mean, variance = synchronised_batch_norm(named["input"], named["weight"], named["bias"], named["eps"], tuple(cut), call.group)
@@ -121,6 +135,15 @@ def local_batch_norm(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
         unbiased = variance * (count / max(count - 1, 1))
         made += [_updated(running_mean, mean, momentum), _updated(named["running_var"], unbiased, momentum)]
     return tuple(made) if len(made) > 1 else y
+
+
+def _in_one_dtype(call: LocalCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with the weight and the bias in the dtype of the running statistics."""
+    named = _bound(call.call.op, call.args, call.kwargs)
+    statistics = named["running_mean"].dtype
+    for name in ("weight", "bias"):
+        named[name] = None if named[name] is None else named[name].to(statistics)
+    return tuple(named.values()), {}
 
 
 def _updated(running: Tensor, new: Tensor, momentum: float) -> Tensor:
@@ -137,15 +160,21 @@ def instance_norm(call: Call) -> Iterator[Row]:
     S(1,g)    S(0,g)       -> S(1,g)     S(0,g)        channels
     """
     (y, *statistics), x = call.outputs, call.operands[0]
+    plain = _unless_mixed(call, "instance_norm")
+    if plain:
+        yield replace(replicated_row(call), local=plain)
     for groups in shards((x, 0), (y, 0)):
         ins = (Shard(0, groups), *(R for _ in call.operands[1:]))
-        yield Row(ins, (Shard(0, groups), *(P for _ in statistics)), local="instance_norm" if statistics else None)
-    yield from (row for row, _ in _channel_rows(call))
+        yield Row(ins, (Shard(0, groups), *(P for _ in statistics)), local="instance_norm" if statistics else plain)
+    yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
 
 
 @local("instance_norm")
-def local_instance_norm(call: LocalCall) -> tuple[Tensor, ...]:
+def local_instance_norm(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
     """Instance norm of this rank's samples, and its share of the new running statistics."""
-    y, *statistics = run_functional(call.call.op, call.args, call.kwargs)
+    made = run_functional(call.call.op, *_in_one_dtype(call))
+    if isinstance(made, Tensor):
+        return made
+    y, *statistics = made
     share = y.shape[0] / call.call.operands[0].shape[0]
     return (y, *(statistic * share for statistic in statistics))
