@@ -21,6 +21,9 @@ class Block(nn.Module):
 class Convnet(nn.Module):
     """A convnet with batch norm between convolutions, instance norm at the end, and a count of all it saw."""
 
+    seen: Tensor
+    before: Tensor
+
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
         self.stem = nn.Conv2d(4, channels, 3, padding=1)

@@ -98,7 +98,7 @@ def test_buffers_follow_over_several_steps_and_eval_mode_reads_them(pool: Worker
         optimizer.step()
     model.module.eval()
     quiet = model.module(*model.args).item()
-    wanted = {name: buffer for name, buffer in model.module.named_buffers()}
+    wanted = dict(model.module.named_buffers())
     for buffers, loss in pool.run(process_jobs.buffers_after, CONVNET, plan, STEPS):
         assert loss == pytest.approx(quiet, rel=1e-4)
         for name, buffer in wanted.items():  # fp32 over three steps

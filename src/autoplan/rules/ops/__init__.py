@@ -4,6 +4,7 @@ from autoplan.rules.ops import (
     attention,
     convolution,
     factories,
+    images,
     indexing,
     linear,
     losses,
@@ -12,14 +13,17 @@ from autoplan.rules.ops import (
     pieces,
     pointwise,
     randomness,
+    recurrent,
     reductions,
     reshape,
+    scatter,
 )
 
 __all__ = [
     "attention",
     "convolution",
     "factories",
+    "images",
     "indexing",
     "linear",
     "losses",
@@ -28,6 +32,8 @@ __all__ = [
     "pieces",
     "pointwise",
     "randomness",
+    "recurrent",
     "reductions",
     "reshape",
+    "scatter",
 ]

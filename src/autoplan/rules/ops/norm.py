@@ -98,12 +98,13 @@ def batch_norm(call: Call) -> Iterator[Row]:
     inside = ("all-gather", "all-reduce") if x.needs_grad else ("all-gather",)
     for dim in range(x.ndim):
         for groups in shards((x, dim), (y, dim)) if dim != CHANNELS else ():
-            ins = (Shard(dim, groups), *(R for _ in call.operands[1:]))
-            outs = (Shard(dim, groups), *(R for _ in statistics))
+            ins: tuple[Placement, ...] = (Shard(dim, groups), *(R for _ in call.operands[1:]))
+            outs: tuple[Placement, ...] = (Shard(dim, groups), *(R for _ in statistics))
             yield Row(ins, outs, local="batch_norm", inside=inside) if trains else Row(ins, outs, local=plain)
     if not trains:
         summed = {0, call.operand(2, "bias"), call.operand(3, "running_mean")}
-        yield Row(tuple(P if k in summed else R for k in range(len(call.operands))), (P, *(R for _ in statistics)), local=plain)
+        outs = (P, *(R for _ in statistics))
+        yield Row(tuple(P if k in summed else R for k in range(len(call.operands))), outs, local=plain)
 
 
 def _unless_mixed(call: Call, implementation: str) -> str | None:
@@ -164,7 +165,7 @@ def instance_norm(call: Call) -> Iterator[Row]:
     if plain:
         yield replace(replicated_row(call), local=plain)
     for groups in shards((x, 0), (y, 0)):
-        ins = (Shard(0, groups), *(R for _ in call.operands[1:]))
+        ins: tuple[Placement, ...] = (Shard(0, groups), *(R for _ in call.operands[1:]))
         yield Row(ins, (Shard(0, groups), *(P for _ in statistics)), local="instance_norm" if statistics else plain)
     yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
 
