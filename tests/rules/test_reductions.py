@@ -36,6 +36,14 @@ CASES = {
     "topk": ("aten.topk.default", X, 2, 1),
     "argsort": ("aten.argsort.default", X, 1),
     "glu": ("aten.glu.default", X, 2),
+    "nansum": ("aten.nansum.default", X, [1]),
+    "kthvalue": ("aten.kthvalue.default", X, 2, 1),
+    "mode": ("aten.mode.default", X, 1),
+    "logcumsumexp": ("aten.logcumsumexp.default", X, 1),
+    "fft": ("aten.fft_fft.default", X, None, 1),
+    "fft of two dims": ("aten.fft_fft2.default", X),
+    "fft of real numbers": ("aten.fft_rfft.default", X),
+    "fft of chosen dims": ("aten.fft_fftn.default", X, None, [0, 2]),
 }
 
 

@@ -175,7 +175,7 @@ def _cut(x: Tensor, placement: Any, n: int) -> list[Tensor]:
         split = x.unflatten(placement.dim, (placement.groups, n, -1))
         return [split.select(placement.dim + 1, i).flatten(placement.dim, placement.dim + 1).contiguous() for i in range(n)]
     if isinstance(placement, Partial):
-        assert x.is_floating_point(), "only floats can be partial sums"
+        assert x.is_floating_point() or x.is_complex(), "only floats can be partial sums"
         terms = [torch.randn_like(x) for _ in range(n - 1)]
         return [*terms, x - sum(terms, torch.zeros_like(x))]
     return [x] * n
@@ -210,7 +210,7 @@ def _join(parts: list[Tensor], placement: Any) -> Tensor:
 def _compare(what: str, found: Tensor, wanted: Tensor) -> None:
     assert found.shape == wanted.shape, f"{what} has shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
     assert found.dtype == wanted.dtype, f"{what} is {found.dtype}, not {wanted.dtype}"
-    if not wanted.is_floating_point():
+    if not (wanted.is_floating_point() or wanted.is_complex()):
         assert torch.equal(found, wanted), f"{what} differs"
         return
     close = torch.isclose(found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
