@@ -138,6 +138,7 @@ def _extremum(call: Call) -> Saved:
 _SAVED: dict[str, Callable[[Call], Saved]] = {
     **dict.fromkeys(("aten.linear", "aten.addmm", "aten.baddbmm", "aten.mm", "aten.bmm", "aten.matmul", "aten.mul"), _factors),
     **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"), _factors),
+    **dict.fromkeys((f"aten.conv_transpose{n}d" for n in (1, 2, 3)), _factors),
     "aten.div": _quotient,
     **dict.fromkeys(("aten.where", "aten.masked_fill"), _conditions),
     **dict.fromkeys((*LOOKUPS - {"aten.gather"}, "aten.embedding"), _indices),

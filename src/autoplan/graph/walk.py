@@ -104,6 +104,8 @@ class Walk:
             return
         elif short_name(target) in _ALIASES or (short_name(target) in _DETACHES and not self._needs_grad(node.args[0])):
             self._same[node] = node.args[0]
+        elif short_name(target) == "broadcast_tensors" and _changes_nothing(node):
+            self._regions[node] = list(node.args[0])
         elif short_name(target) in _FRESH_COPIES:
             self._current[node] = self.value(node.args[0])
         elif is_in_place(target) and short_name(target) not in _DETACHES:
@@ -250,6 +252,12 @@ class Walk:
         if isinstance(argument, list | tuple):
             return tuple(self._converted(item) for item in argument)
         return argument
+
+
+def _changes_nothing(broadcast: fx.Node) -> bool:
+    """Whether all tensors have the shape that they are broadcast to."""
+    given: Any = broadcast.args[0]
+    return all(before.meta["val"].shape == after.shape for before, after in zip(given, broadcast.meta["val"], strict=True))
 
 
 def _output_index(getitem: fx.Node) -> int:

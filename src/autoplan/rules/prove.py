@@ -234,8 +234,8 @@ def _double_dtypes(structure: Any) -> Any:
 
 
 def _double_name(dtype: str) -> str:
-    return "float64" if dtype in ("float32", "float16", "bfloat16") else dtype
+    return {"float32": "float64", "float16": "float64", "bfloat16": "float64", "complex64": "complex128"}.get(dtype, dtype)
 
 
 def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
+    return x.double() if x.is_floating_point() else x.to(torch.complex128) if x.is_complex() else x
