@@ -287,3 +287,19 @@ def test_complex_values_carry_gradients(same_as_eager: Any) -> None:
         return torch.view_as_real(torch.view_as_complex(y.view(4, 3, 2)) * angles).flatten(1)
 
     same_as_eager(Head(rotary), example())
+
+
+def test_a_cumulative_average_of_statistics_is_captured_without_its_value(same_as_eager: Any) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, momentum=None))
+    model(example())  # the second batch weighs a half
+
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.model(x) * torch.arange(6.0)).sigmoid().mean()
+
+    graph = same_as_eager(Mean(), 2 * example())
+    assert sorted(graph.mutations) == ["model.1.num_batches_tracked", "model.1.running_mean", "model.1.running_var"]

@@ -18,6 +18,7 @@ from autoplan.runtime.undropped import NoDropout
 from autoplan.runtime.verify import RankResult, Reference, Verification, compare, reference_run, verify, verify_assignment
 
 FIELDS = {"ok", "loss_rel_err", "grad_rel_err", "worst_param", "split_flops_fraction", "collectives", "random_plans"}
+FIELDS |= {"dtype", "buffer_rel_err", "problems"}
 WIDE = Seeded(TINY.factory, {**TINY.settings, "batch": 12, "seq": 12, "n_layers": 1})
 
 

@@ -6,7 +6,7 @@ tell whether the gradient of a replicated value is whole or partial. All that do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoplan.assignment.assignment import BUFFER_READER, OUTPUT_READER, Assignment, Need
@@ -120,7 +120,10 @@ class _Decoder:
             self._leave_unknown(node)
             return
         line = self.plan.ops.get(self.op_keys.get(node.address, ""))
-        fitting = fitting_rows(self.graph, node, placed, self.mesh, (line.row if line else None) or "")
+        said = (line.row if line else None) or ""
+        fitting = fitting_rows(self.graph, node, placed, self.mesh, said)
+        if not fitting:
+            fitting = fitting_rows(self.graph, node, self._cut_as_needed(node, placed), self.mesh, said)
         if line is not None and line.row is not None:
             fitting = tuple(rows for rows in fitting if self._describe(node, rows) == line.row)
         elif not node.inputs:
@@ -132,6 +135,15 @@ class _Decoder:
         self.rows[node.id] = rows = fitting[0]
         for j, value in enumerate(node.outputs):
             self.forward[value] = tuple(row.outs[j] for row in rows)
+
+    def _cut_as_needed(self, node: Node, placed: Sequence[Placements]) -> list[Placements | None]:
+        """As `placed`, but open for buffers that are whole and of which no line speaks: cutting them costs nothing."""
+        whole = (R,) * self.mesh.ndim
+        values = [self.graph.values[value] for value in node.inputs]
+        return [
+            None if value.kind == "buffer" and state == whole and value.address not in self.reshard_keys else state
+            for value, state in zip(values, placed, strict=True)
+        ]
 
     def _placed(self, value: int, node: Node) -> Placements | _Unknown:
         """The placements in which `node` reads a value."""

@@ -137,16 +137,22 @@ def prepare(template: Template, training: bool) -> tuple[Assignment, tuple[Gathe
     return assignment, groups_of(assignment, plan), note
 
 
+_KEEPING_STATISTICS = frozenset({"aten.batch_norm", "aten.instance_norm"})
+
+
 def in_eval_mode(plan: Plan, graph: Graph) -> Plan:
     """A training plan as it holds for its graph in eval mode, where no gradient flows and both kinds of R are one state.
 
     A norm that keeps running statistics has one output there, not three: what the plan says of its first output holds for
-    that one, what it says of the others, and of the row that makes them, for nothing.
+    that one, what it says of the others, and of the row that makes them, for nothing. The statistics themselves, which it
+    then reads and no longer only updates, are cut as the rest of its inputs wants them.
     """
+    read = [graph.values[value] for node in graph.nodes if node.name in _KEEPING_STATISTICS for value in node.inputs]
+    statistics = {value.address for value in read if value.kind == "buffer"}
     reshard = {
         name: tuple(replace(entry, forward=next(e.forward for e in entries if e.to == entry.to), backward=()) for entry in entries)
         for key, entries in plan.reshard.items()
-        if (name := _name_in(key, [value.address for value in graph.values]))
+        if (name := _name_in(key, [value.address for value in graph.values if value.address not in statistics]))
     }
     ops = {
         key: replace(line, gradient=None)

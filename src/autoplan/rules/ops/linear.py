@@ -84,7 +84,9 @@ def einsum(call: Call) -> Iterator[Row]:
         output = "..." * ("." in left) + "".join(sorted(label for label in set(left) - set(",.") if left.count(label) == 1))
     labels = [_spelled_out(side, spec.ndim) for side, spec in zip(sides, call.operands, strict=True)]
     y = _spelled_out(output, call.outputs[0].ndim)
-    factors = {k: _unless_stretched(side, spec, y, call.outputs[0]) for k, (side, spec) in enumerate(zip(labels, call.operands, strict=True))}
+    factors = {
+        k: _unless_stretched(side, spec, y, call.outputs[0]) for k, (side, spec) in enumerate(zip(labels, call.operands, strict=True))
+    }
     yield from product_rows(call, factors, y, {}, linear_in=range(len(sides)))
 
 

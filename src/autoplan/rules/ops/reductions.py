@@ -177,7 +177,11 @@ def fourier(call: Call) -> Iterator[Row]:
     P       -> P
     """
     ndim, name = call.operands[0].ndim, call.op.split(".")[1]
-    dims = call.arg(1, "dim") if name.endswith("shift") else call.arg(2, "dim", -1 if name.endswith("t") else (-2, -1) if name.endswith("2") else None)
+    dims = (
+        call.arg(1, "dim")
+        if name.endswith("shift")
+        else call.arg(2, "dim", -1 if name.endswith("t") else (-2, -1) if name.endswith("2") else None)
+    )
     transformed = normal_dims(dims, ndim)
     yield from same_dims(call, (dim for dim in range(ndim) if dim not in transformed))
     yield linear_row(call)
