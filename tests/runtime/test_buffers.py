@@ -120,3 +120,10 @@ def test_half_precision_parameters_with_statistics_in_full(pool: WorkerPool) -> 
 def test_a_plan_states_whole_placements_for_what_forward_overwrites() -> None:
     plan = random_plan(CONVNET, mesh_of(2, 2), 0)
     assert plan.buffers["seen"].use == (R, R)
+
+
+@pytest.mark.slow
+def test_compiled_batch_norms_compute_the_same(pool: WorkerPool) -> None:
+    for eager, fast, difference in pool.run(process_jobs.compiled, CONVNET, random_plan(CONVNET, mesh_of(2, 2), 3)):
+        assert fast == pytest.approx(eager, rel=1e-5)
+        assert difference < 1e-5

@@ -32,8 +32,8 @@ class Assignment:
     """A strategy for each node, and the states of what no node makes.
 
     `sources` gives the state of inputs, buffers and constants, and how parameters are STORED, by value number; `outputs` the
-    placements in which the graph's outputs leave. What overwrites a buffer comes to be as the buffer is placed. Everything else follows: a value whose producer makes one state and whose
-    reader needs another is redistributed, once per state.
+    placements in which the graph's outputs leave. What overwrites a buffer is needed as the buffer is placed. Everything else
+    follows: a value whose producer makes one state and whose reader needs another is redistributed, once per state.
     """
 
     graph: Graph

@@ -21,13 +21,13 @@ def capturable_batch_norms() -> Iterator[None]:
     the number of batches, out of its tensor.
     """
     synchronised = nn.SyncBatchNorm.forward
-    _BatchNorm.forward = _forward  # type: ignore[method-assign]
-    nn.SyncBatchNorm.forward = _forward  # type: ignore[method-assign]
+    _BatchNorm.forward = _forward  # type: ignore[method-assign, assignment]
+    nn.SyncBatchNorm.forward = _forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        _BatchNorm.forward = _eager  # type: ignore[method-assign]
-        nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign]
+        _BatchNorm.forward = _eager  # type: ignore[method-assign, assignment]
+        nn.SyncBatchNorm.forward = synchronised  # type: ignore[method-assign, assignment]
 
 
 def _forward(norm: Any, x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from autoplan.rules.ops.dims import Labels, product_rows, same_dims, shards
 from autoplan.rules.registry import Shapes, rule
 from autoplan.rules.row import Call, Row
 
-
 _GROUPS_AT = {"convolution": 8}  # all others take `groups` as argument 6
 
 
