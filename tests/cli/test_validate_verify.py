@@ -108,5 +108,23 @@ def test_verify_exits_with_5_where_the_runs_differ(run: Run, plan: Path, monkeyp
     ended = run("verify", plan)
     assert ended.code == 5 and "differs from one device" in ended.err
     assert ended.out.startswith("DIFFERS from one device") and ended.out.count("<- differs") == 3 and "up.weight" in ended.out
+    assert "fp64" not in ended.out, "no precision makes a count of collectives right"
     as_json = run("verify", plan, "--json")
     assert as_json.code == 5 and json.loads(as_json.out)["grad_rel_err"] is None
+
+
+def test_verify_goes_to_fp64_where_rounding_may_be_all_there_is(run: Run, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autoplan.runtime.verify import Verification
+
+    errors = {"fp32": 1e-2, "fp64": 1e-9}
+
+    def runs(model: Any, plan: Any, dtype: str, others: Any) -> Verification:
+        return Verification(0.0, errors[dtype], "up.weight", 1.0, {}, {}, dtype={"fp32": "float32", "fp64": "float64"}[dtype])
+
+    monkeypatch.setattr("autoplan.cli.verify.run", runs)
+    ended = run("verify", plan, "--json")
+    assert ended.code == 0 and json.loads(ended.out)["dtype"] == "fp64"
+    assert run("verify", plan).out.startswith("same as one device, both in fp64")
+    assert run("verify", plan, "--dtype", "fp32").code == 5, "who asks for fp32 gets fp32"
+    errors["fp64"] = 1e-2
+    assert run("verify", plan).code == 5

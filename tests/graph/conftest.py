@@ -41,7 +41,7 @@ def _same_as_eager(module: nn.Module, *args: Any, **kwargs: Any) -> Graph:
         assert (expected.grad is None) == (found.grad is None), fqn
         if expected.grad is not None:
             torch.testing.assert_close(found.grad, expected.grad)
-    overwritten = {fqn: values[value] for value, fqn in graph.mutations.items()}
+    overwritten = {fqn: values[value] for fqn, value in graph.mutations.items()}
     for fqn, buffer in module.named_buffers():
         if fqn in overwritten:
             torch.testing.assert_close(overwritten[fqn], buffer)

@@ -31,6 +31,15 @@ CASES = {
     "matmul of a vector": ("aten.matmul.default", randn(12), randn(4, 12, 6)),
     "einsum": ("aten.einsum.default", "bthd,hde->bte", [randn(2, 6, 6, 4), randn(6, 4, 6)]),
     "einsum without arrow": ("aten.einsum.default", "ij,jk", [randn(6, 12), randn(12, 6)]),
+    "einsum of scores": ("aten.einsum.default", "bthd,bshd->bhts", [randn(2, 6, 6, 4), randn(2, 4, 6, 4)]),
+    "einsum of a product alone": ("aten.einsum.default", "bi,bi->bi", [randn(6, 6), randn(6, 6)]),
+    "einsum of three": ("aten.einsum.default", "bi,ij,bj->b", [randn(6, 6), randn(6, 4), randn(6, 4)]),
+    "einsum with dots": ("aten.einsum.default", "...ij,...kj->...ik", [randn(6, 6, 4), randn(6, 6, 4)]),
+    "einsum with dots that broadcast": ("aten.einsum.default", "...i,ji->...j", [randn(6, 2, 6), randn(12, 6)]),
+    "einsum with stretched dots": ("aten.einsum.default", "...ij,...jk->...ik", [randn(6, 1, 2, 6), randn(6, 6, 4)]),
+    "einsum with dots, without arrow": ("aten.einsum.default", "...ij,jk", [randn(6, 2, 6), randn(6, 4)]),
+    "bilinear": ("aten.bilinear.default", randn(6, 6), randn(6, 6), randn(12, 6, 6), randn(12)),
+    "tensordot": ("aten.tensordot.default", randn(6, 4, 6), randn(6, 6, 2), [2, 0], [0, 1]),
 }
 
 

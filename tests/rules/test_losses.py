@@ -24,6 +24,7 @@ def labels(*shape: int, classes: int = 12) -> torch.Tensor:
     return target
 
 
+SIGNS = torch.randn(6, 6).sign()
 CASES = {
     "mean": (CE, randn(12, 12), labels(12)),
     "sum": (CE, randn(12, 12), labels(12), None, 2),
@@ -40,6 +41,20 @@ CASES = {
     "l1": ("aten.l1_loss.default", randn(6, 6), randn(6, 6)),
     "bce": ("aten.binary_cross_entropy_with_logits.default", randn(6, 6), torch.rand(6, 6)),
     "kl": ("aten.kl_div.default", randn(6, 6), torch.rand(6, 6)),
+    "kl, sum": ("aten.kl_div.default", randn(6, 6), torch.rand(6, 6), 2),
+    "bce of probabilities": ("aten.binary_cross_entropy.default", torch.rand(6, 6), torch.rand(6, 6)),
+    "bce, none": ("aten.binary_cross_entropy.default", torch.rand(6, 6), torch.rand(6, 6), None, 0),
+    "nll": ("aten.nll_loss_nd.default", randn(12, 6), labels(12, classes=6)),
+    "nll, sum": ("aten.nll_loss.default", randn(12, 6), labels(12, classes=6), None, 2),
+    "nll, none": ("aten.nll_loss_nd.default", randn(12, 6), labels(12, classes=6), None, 0),
+    "nll of positions": ("aten.nll_loss_nd.default", randn(6, 4, 6), labels(6, 6, classes=4)),
+    "nll of images": ("aten.nll_loss2d.default", randn(6, 4, 6, 2), labels(6, 6, 2, classes=4)),
+    "hinge": ("aten.hinge_embedding_loss.default", randn(6, 6), SIGNS),
+    "margin ranking": ("aten.margin_ranking_loss.default", randn(6, 6), randn(6, 6), SIGNS, 0.5),
+    "poisson": ("aten.poisson_nll_loss.default", randn(6, 6), torch.rand(6, 6), True, False, 1e-8, 1),
+    "cosine": ("aten.cosine_embedding_loss.default", randn(6, 4), randn(6, 4), SIGNS[0]),
+    "triplet": ("aten.triplet_margin_loss.default", randn(6, 4), randn(6, 4), randn(6, 4)),
+    "triplet, none": ("aten.triplet_margin_loss.default", randn(6, 4), randn(6, 4), randn(6, 4), 1.0, 2.0, 1e-6, False, 0),
 }
 
 
@@ -51,6 +66,14 @@ def test_losses(prove_op: Callable[..., int], case: str) -> None:
 @pytest.mark.parametrize("reduction", [0, 1, 2])
 def test_weighted_classes(prove_op: Callable[..., int], reduction: int) -> None:
     assert prove_op(CE, randn(6, 12), labels(6), torch.rand(12) + 0.5, reduction, frozen=(2,)) > 0
+
+
+def test_signs_need_no_gradient(prove_op: Callable[..., int]) -> None:
+    assert prove_op("aten.soft_margin_loss.default", randn(6, 6), SIGNS, frozen=(1,)) > 0
+
+
+def test_weighted_log_probabilities(prove_op: Callable[..., int]) -> None:
+    assert prove_op("aten.nll_loss_nd.default", randn(6, 12), labels(6), torch.rand(12) + 0.5, frozen=(2,)) > 0
 
 
 def test_grouped_batches(prove_op: Callable[..., int]) -> None:

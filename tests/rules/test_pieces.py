@@ -42,6 +42,13 @@ CASES = {
     "roll": ("aten.roll.default", randn(6, 6), [1], [0]),
     "flip": ("aten.flip.default", randn(6, 6), [1]),
     "repeat": ("aten.repeat.default", randn(6, 6), [2, 1, 3]),
+    "tile": ("aten.tile.default", randn(6, 6), [2]),
+    "tile into more dims": ("aten.tile.default", randn(6, 6), [2, 1, 3]),
+    "chunk into unequal pieces": ("aten.chunk.default", randn(6, 7), 3, -1),
+    "unbind the first dim": ("aten.unbind.int", randn(2, 6, 6)),
+    "roll of two dims": ("aten.roll.default", randn(6, 6, 4, 4), [1, -1], [2, 3]),
+    "roll of all": ("aten.roll.default", randn(6, 6), [1]),
+    "flip of two dims": ("aten.flip.default", randn(6, 6, 4), [0, 2]),
     "repeat_interleave": ("aten.repeat_interleave.self_int", randn(6, 6), 2, 0),
     "repeat_interleave of all": ("aten.repeat_interleave.self_int", randn(6, 6), 2),
     "tril": ("aten.tril.default", randn(6, 4, 4), 1),
@@ -66,6 +73,11 @@ def test_pieces_of_unequal_size_are_made_of_whole_groups(prove_op: Callable[...,
     call, _ = example_call("aten.split_with_sizes.default", randn(4, 24), [16, 4, 4], 1)
     rows = {row.ins[0]: row.outs for row in rows_of(replace(call, axis_size=2))}
     assert rows[Shard(1, 6)] == (Shard(1, 4), Shard(1), Shard(1))
+
+
+@pytest.mark.parametrize("indexing", ["ij", "xy"])
+def test_meshgrid(prove_op: Callable[..., int], indexing: str) -> None:
+    assert prove_op("aten.meshgrid.indexing", [randn(6), randn(12), randn(6)], indexing=indexing, limit=40) > 0
 
 
 def test_hints_pass_through_pieces(prove_op: Callable[..., int]) -> None:

@@ -38,6 +38,16 @@ CASES = {
     "cos": ("aten.cos.default", A),
     "clamp": ("aten.clamp.default", A, -1.0, 1.0),
     "maximum": ("aten.maximum.default", A, B),
+    "prelu": ("aten.prelu.default", randn(6, 12, 2), randn(12)),
+    "prelu with one number": ("aten.prelu.default", A, randn(1)),
+    "_prelu_kernel": ("aten._prelu_kernel.default", randn(6, 12, 2), randn(1, 12, 1)),
+    "bucketize": ("aten.bucketize.Tensor", A, torch.linspace(-1, 1, 5)),
+    "searchsorted": ("aten.searchsorted.Tensor", torch.linspace(-1, 1, 5), A),
+    "isin": ("aten.isin.Tensor_Tensor", torch.randint(0, 9, (6, 6)), torch.tensor([1, 4])),
+    "cosine_similarity": ("aten.cosine_similarity.default", randn(6, 4, 6), randn(6, 4, 6), 1),
+    "cosine_similarity of all pairs": ("aten.cosine_similarity.default", randn(6, 1, 4), randn(1, 6, 4), -1),
+    "pairwise_distance": ("aten.pairwise_distance.default", randn(6, 4), randn(6, 4)),
+    "cdist": ("aten.cdist.default", randn(2, 6, 4), randn(2, 12, 4)),
     "lerp": ("aten.lerp.Tensor", A, B, torch.rand(6, 6)),
     "where": ("aten.where.self", A > 0, A, B),
     "where with a number": ("aten.where.ScalarOther", A > 0, A, 1.0),
@@ -107,5 +117,5 @@ def test_an_operand_that_lends_its_dtype_is_not_read() -> None:
 
 def test_pointwise_ops_are_known_by_their_tag() -> None:
     assert rule_of("aten.special_bessel_j0.default") is not None
-    assert rule_of("aten.fft_fft.default") is None
+    assert rule_of("aten.linalg_qr.default") is None
     assert rule_of("aten.no_such_op.default") is None

@@ -37,6 +37,14 @@ CASES = {
     "argsort": ("aten.argsort.default", X, 1),
     "histc": ("aten.histc.default", X, 5, -1, 2),
     "glu": ("aten.glu.default", X, 2),
+    "nansum": ("aten.nansum.default", X, [1]),
+    "kthvalue": ("aten.kthvalue.default", X, 2, 1),
+    "mode": ("aten.mode.default", X, 1),
+    "logcumsumexp": ("aten.logcumsumexp.default", X, 1),
+    "fft": ("aten.fft_fft.default", X, None, 1),
+    "fft of two dims": ("aten.fft_fft2.default", X),
+    "fft of real numbers": ("aten.fft_rfft.default", X),
+    "fft of chosen dims": ("aten.fft_fftn.default", X, None, [0, 2]),
 }
 
 

@@ -17,6 +17,9 @@ from autoplan.rules.prove import example_call
 
 randn = torch.randn
 CASES = {
+    "broadcast_tensors": ("aten.broadcast_tensors.default", [randn(6, 1, 6), randn(12, 6)]),
+    "view_as_complex": ("aten.view_as_complex.default", randn(6, 6, 2)),
+    "view_as_real": ("aten.view_as_real.default", torch.view_as_complex(randn(6, 6, 2))),
     "flatten": ("aten.flatten.using_ints", randn(6, 6, 4), 0, 1),
     "flatten all": ("aten.flatten.using_ints", randn(6, 6)),
     "split into heads": ("aten.view.default", randn(2, 6, 12), [2, 6, -1, 2]),

@@ -180,3 +180,17 @@ def rank_and(number: int) -> tuple[int, int]:
     total = torch.tensor(number)
     dist.all_reduce(total)
     return dist.get_rank(), int(total)
+
+
+def buffers_after(build: Seeded, plan: Plan, steps: int) -> tuple[dict[str, Tensor], float]:
+    """The buffers after some steps of plain gradient descent, and the loss in eval mode."""
+    module, model, mesh = parallel(build, plan)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    args = autoplan.shard_inputs(plan, mesh, model.args)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(*args).backward()
+        optimizer.step()
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.eval()
+    return buffers, float(module(*args))

@@ -67,8 +67,9 @@ def random_assignment(graph: Graph, mesh: Mesh, seed: int) -> Assignment:
     hints = group_hints(graph, mesh)
     strategies = tuple(random.choice(strategies_of(call_of(graph, node, hints), mesh)) for node in graph.nodes)
     whole = tuple(R for _ in mesh.shape)
+    overwritten = {graph.buffers[fqn] for fqn in graph.mutations}
     sources = {
-        value.id: whole if value.kind == "constant" else random_state(value.shape, mesh, random)
+        value.id: whole if value.kind == "constant" or value.id in overwritten else random_state(value.shape, mesh, random)
         for value in graph.values
         if value.kind != "op"
     }

@@ -18,6 +18,7 @@ from autoplan.runtime.undropped import NoDropout
 from autoplan.runtime.verify import RankResult, Reference, Verification, compare, reference_run, verify, verify_assignment
 
 FIELDS = {"ok", "loss_rel_err", "grad_rel_err", "worst_param", "split_flops_fraction", "collectives", "random_plans"}
+FIELDS |= {"dtype", "buffer_rel_err", "problems"}
 WIDE = Seeded(TINY.factory, {**TINY.settings, "batch": 12, "seq": 12, "n_layers": 1})
 
 
@@ -84,6 +85,30 @@ def test_eager_dropout_is_off_within_its_mode() -> None:
         exact = torch.nn.functional.scaled_dot_product_attention(q, q, q)
         assert torch.equal(torch.nn.functional.scaled_dot_product_attention(q, q, q, None, 0.9), exact)
         assert torch.equal(attention(x, x, x)[0], attention(x, x, x)[0])
+
+
+class DropsPaths(torch.nn.Module):
+    """Stochastic depth: of every sample the branch is kept or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        keep = (0.7 + torch.rand((x.shape[0], 1), dtype=x.dtype)).floor_()
+        noise = torch.rand_like(x) < 0.1
+        return (x + self.branch(x) * keep / 0.7 + noise).square().mean()
+
+
+def drops_paths() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    return DropsPaths(), (torch.randn(12, 8),)
+
+
+def test_branches_dropped_at_random_are_kept_on_both_sides() -> None:
+    build = Seeded(drops_paths)
+    for seed in range(3):
+        found = verify(build, random_plan(build, mesh_of(3, 4), seed))
+        assert found.ok, found.to_json()
 
 
 def test_flops_of_attention_on_the_cpu_are_counted() -> None:

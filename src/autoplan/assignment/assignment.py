@@ -15,7 +15,8 @@ from autoplan.rules.row import Strategy
 class Need:
     """One state in which a value is needed, and the (node id, operand) pairs that read it so.
 
-    The graph's outputs read as node id -1, with their position as operand.
+    The graph's outputs read as node id -1, with their position as operand; the buffers that it overwrites as -2, with
+    their position among `graph.mutations`.
     """
 
     state: Placements
@@ -23,6 +24,7 @@ class Need:
 
 
 OUTPUT_READER = -1
+BUFFER_READER = -2
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Assignment:
     """A strategy for each node, and the states of what no node makes.
 
     `sources` gives the state of inputs, buffers and constants, and how parameters are STORED, by value number; `outputs` the
-    placements in which the graph's outputs leave. Everything else follows: a value whose producer makes one state and whose
-    reader needs another is redistributed, once per state.
+    placements in which the graph's outputs leave. What overwrites a buffer is needed as the buffer is placed. Everything else
+    follows: a value whose producer makes one state and whose reader needs another is redistributed, once per state.
     """
 
     graph: Graph
@@ -59,6 +61,8 @@ class Assignment:
                     table[value].setdefault(state, []).append((node.id, operand))
         for position, (value, state) in enumerate(zip(self.graph.outputs, self.outputs, strict=True)):
             table[value].setdefault(state, []).append((OUTPUT_READER, position))
+        for position, (fqn, value) in enumerate(self.graph.mutations.items()):
+            table[value].setdefault(self.sources[self.graph.buffers[fqn]], []).append((BUFFER_READER, position))
         return {value: tuple(Need(state, tuple(readers)) for state, readers in states.items()) for value, states in table.items()}
 
     def needed(self, node: Node, operand: int) -> Placements | None:

@@ -6,10 +6,10 @@ tell whether the gradient of a replicated value is whole or partial. All that do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autoplan.assignment.assignment import OUTPUT_READER, Assignment, Need
+from autoplan.assignment.assignment import BUFFER_READER, OUTPUT_READER, Assignment, Need
 from autoplan.assignment.encode import named
 from autoplan.assignment.names import input_name, output_names, reader_name
 from autoplan.assignment.redistributions import gradient_reaches, redistributions_of
@@ -86,6 +86,7 @@ class _Decoder:
             self._place_source(parameter.value, plan.params[key].store, "params", key)
         for fqn, value in graph.buffers.items():
             self._place_source(value, plan.buffers[buffer_keys[fqn]].use, "buffers", buffer_keys[fqn])
+            self._check_overwritten(fqn, buffer_keys[fqn])
         for value in graph.inputs:
             key = input_keys[input_name(graph, value)]
             line = plan.inputs[key]
@@ -104,6 +105,13 @@ class _Decoder:
             )
         self.sources[value] = self.forward[value] = state
 
+    def _check_overwritten(self, fqn: str, key: str) -> None:
+        """The module holds its buffers whole on every rank: part of one cannot be overwritten."""
+        whole = (R,) * self.mesh.ndim
+        if fqn in self.graph.mutations and self.sources[self.graph.buffers[fqn]] != whole:
+            what = f"{fqn}: forward overwrites it, so every rank must hold the whole of it"
+            self.report(what, "buffers", key, next_step=f"write use: {format_placements(whole)}")
+
     def place(self, node: Node) -> None:
         """Choose the rows of a node by how its inputs are placed, or as its `ops` line says."""
         found = [self._placed(value, node) for value in node.inputs]
@@ -112,7 +120,10 @@ class _Decoder:
             self._leave_unknown(node)
             return
         line = self.plan.ops.get(self.op_keys.get(node.address, ""))
-        fitting = fitting_rows(self.graph, node, placed, self.mesh, (line.row if line else None) or "")
+        said = (line.row if line else None) or ""
+        fitting = fitting_rows(self.graph, node, placed, self.mesh, said)
+        if not fitting:
+            fitting = fitting_rows(self.graph, node, self._cut_as_needed(node, placed), self.mesh, said)
         if line is not None and line.row is not None:
             fitting = tuple(rows for rows in fitting if self._describe(node, rows) == line.row)
         elif not node.inputs:
@@ -124,6 +135,15 @@ class _Decoder:
         self.rows[node.id] = rows = fitting[0]
         for j, value in enumerate(node.outputs):
             self.forward[value] = tuple(row.outs[j] for row in rows)
+
+    def _cut_as_needed(self, node: Node, placed: Sequence[Placements]) -> list[Placements | None]:
+        """As `placed`, but open for buffers that are whole and of which no line speaks: cutting them costs nothing."""
+        whole = (R,) * self.mesh.ndim
+        values = [self.graph.values[value] for value in node.inputs]
+        return [
+            None if value.kind == "buffer" and state == whole and value.address not in self.reshard_keys else state
+            for value, state in zip(values, placed, strict=True)
+        ]
 
     def _placed(self, value: int, node: Node) -> Placements | _Unknown:
         """The placements in which `node` reads a value."""
@@ -225,6 +245,9 @@ class _Decoder:
         for position, out in enumerate(self.graph.outputs):
             if out == value:
                 readers.setdefault(self.outputs[position], []).append((OUTPUT_READER, position))
+        for position, (fqn, overwriting) in enumerate(self.graph.mutations.items()):
+            if overwriting == value:
+                readers.setdefault(self.sources[self.graph.buffers[fqn]], []).append((BUFFER_READER, position))
         return [
             Edge(
                 output,

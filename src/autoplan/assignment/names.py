@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from autoplan.assignment.assignment import OUTPUT_READER
+from autoplan.assignment.assignment import BUFFER_READER, OUTPUT_READER
 from autoplan.graph.ir import Graph
 from autoplan.plan.patterns import collapse
 
@@ -22,7 +22,9 @@ def output_names(graph: Graph) -> tuple[str, ...]:
 
 
 def reader_name(graph: Graph, node: int, operand: int) -> str:
-    """The address of a node that reads a value; `outputs/loss` where the graph's output does."""
+    """The address of a node that reads a value; `outputs/loss` where the graph's output does, its FQN where it overwrites a buffer."""
+    if node == BUFFER_READER:
+        return list(graph.mutations)[operand]
     return f"outputs/{output_names(graph)[operand]}" if node == OUTPUT_READER else graph.nodes[node].address
 
 

@@ -36,7 +36,7 @@ def redistributions(assignment: Assignment) -> tuple[Redistribution, ...]:
     graph = assignment.graph
     found = [step for value in graph.values if value.kind != "parameter" for step in redistributions_of(assignment, value.id)]
     last = len(graph.nodes)
-    return tuple(sorted(found, key=lambda r: (last if r.readers[0][0] == OUTPUT_READER else r.readers[0][0], r.value)))
+    return tuple(sorted(found, key=lambda r: (last if r.readers[0][0] < 0 else r.readers[0][0], r.value)))
 
 
 def redistributions_of(assignment: Assignment, value: int) -> tuple[Redistribution, ...]:
@@ -62,7 +62,7 @@ def gradient_reaches(graph: Graph, value: int, need: Need) -> bool:
     """Whether a gradient comes back from the readers of one state of a value."""
     if graph.loss is None or not graph.values[value].needs_grad:
         return False
-    outputs = (graph.nodes[node].outputs for node, _ in need.readers if node != OUTPUT_READER)
+    outputs = (graph.nodes[node].outputs for node, _ in need.readers if node >= 0)
     if any(output in graph.receiving for made in outputs for output in made):
         return True
     return value == graph.loss and any(node == OUTPUT_READER for node, _ in need.readers)

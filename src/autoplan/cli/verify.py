@@ -31,10 +31,16 @@ DTYPES = {"fp32": "float32", "fp64": "float64"}
 @set_option
 @click.option("--random-plans", type=click.IntRange(min=0), default=0, metavar="K", help="Run K random legal plans too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="S", help="Of weights, inputs and random plans.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="fp32", help="In what both sides compute; fp32 unless said.")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    help="In what both sides compute; fp32 unless said, then fp64 where they differ as if by rounding.",
+)
 @json_option
 @reported
-def verify(plan_file: Path, target: str | None, settings: tuple[str, ...], random_plans: int, seed: int, dtype: str, as_json: bool) -> None:
+def verify(
+    plan_file: Path, target: str | None, settings: tuple[str, ...], random_plans: int, seed: int, dtype: str | None, as_json: bool
+) -> None:
     """Run a plan against one device. Loss, gradients and collectives must agree; up to 8 ranks are processes, more are simulated."""
     plan = load_plan(plan_file)
     changes = parse_settings(settings)
@@ -43,11 +49,13 @@ def verify(plan_file: Path, target: str | None, settings: tuple[str, ...], rando
     with Stages() as stages:
         stages.stage("load")
         model = SeededModel.of(target_of_plan(plan, plan_file, target, changes), plan.options.mode, seed)
-        stages.stage("capture")
-        plan, graph = fitted(plan, model, dtype, shrunk=bool(changes))
-        others = random_assignments(plan, graph, random_plans, seed)
-        stages.stage("run")
-        found = run(model, plan, dtype, others)
+        for precision in ("fp32", "fp64") if dtype is None else (dtype,):
+            stages.stage(f"run in {precision}")
+            fitting, graph = fitted(plan, model, precision, shrunk=bool(changes))
+            others = random_assignments(fitting, graph, random_plans, seed)
+            found = run(model, fitting, precision, others)
+            if not found.may_be_rounding:
+                break
     if as_json:
         put_json(found.to_json())
     else:
@@ -118,7 +126,7 @@ def result(found: Verification) -> Iterator[str]:
     """What was compared, line by line; lines that differ are marked."""
     from autoplan.runtime.verify import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 
-    yield "same as one device" if found.ok else "DIFFERS from one device"
+    yield ("same as one device" if found.ok else "DIFFERS from one device") + (", both in fp64" if found.dtype == "float64" else "")
     yield _line("loss", f"{found.loss_rel_err:.2g} off, at most {LOSS_TOLERANCE:g}", found.loss_rel_err <= LOSS_TOLERANCE)
     worst = f", worst in {found.worst_param}" if found.worst_param else ""
     yield _line(

@@ -6,15 +6,15 @@ Backward counts only gradients of operands that need one. The planner asks thous
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import cycle, repeat
+from collections.abc import Sequence
+from dataclasses import replace
 
 from autoplan.cost.attention import attention_cost, attention_flops
 from autoplan.cost.communication import collective_seconds
-from autoplan.cost.families import ATTENTION, is_view, needs_backward, op_name, spec_bytes
+from autoplan.cost.families import ATTENTION, BATCH_NORMS, is_view, needs_backward, op_name, spec_bytes
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.matmul import matmul_cost, product_of
-from autoplan.cost.passes import passes_of, row_bytes, view_backward_seconds
+from autoplan.cost.passes import channel_bytes, passes_of, row_bytes, view_backward_seconds
 from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.routed_experts import ROUTED_EXPERTS
 from autoplan.placement import Mesh
@@ -55,7 +55,7 @@ def local_call(call: Call, strategy: Strategy, mesh: Mesh) -> Call:
     if strategy.part is not None:
         return strategy.part
     for row, n in zip(strategy.rows, mesh.shape, strict=True):
-        call = cut_call(call if call.axis_size == n else _on_axis(call, n), row, n)
+        call = cut_call(replace(call, axis_size=n), row, n)
     return call
 
 
@@ -64,8 +64,8 @@ def strategy_seconds(
 ) -> ComputeCost:
     """What a call of GLOBAL shapes costs each device under `strategy`, with the collectives inside its local implementation.
 
-    These exchange statistics, one fp32 number for each row of the first operand (cross-entropy: maximum, sum, picked logit;
-    norms: the mean square), all local rows at once; experts exchange the rows themselves.
+    These exchange statistics: one fp32 number for each local row of the first operand (cross-entropy: maximum, sum, picked
+    logit), or two for each channel (batch norm: mean and variance, gathered; two sums of gradients). Experts exchange the rows.
     """
     local = local_call(call, strategy, mesh)
     cost = call_seconds(local, hardware, accumulated)
@@ -74,11 +74,20 @@ def strategy_seconds(
         return cost
     if op_name(call.op) == ROUTED_EXPERTS:
         cost = cost.times(IMBALANCE)
-        amounts: Iterator[int] = cycle(exchanges(local))
-    else:
-        amounts = repeat(row_bytes(local))
-    inside_s = sum(collective_seconds(kind, axes, amount, mesh, hardware) for (kind, axes), amount in zip(inside, amounts, strict=False))
+    inside_s = sum(
+        collective_seconds(kind, axes, amount, mesh, hardware)
+        for (kind, axes), amount in zip(inside, _exchanged_bytes(local, inside, mesh), strict=True)
+    )
     return ComputeCost(cost.forward_s, cost.backward_s, cost.forward_flops, cost.backward_flops, inside_s)
+
+
+def _exchanged_bytes(local: Call, inside: Sequence[tuple[str, tuple[int, ...]]], mesh: Mesh) -> list[int]:
+    """Bytes of each collective inside a local implementation; experts have the same ones on each of their axes."""
+    if op_name(local.op) == ROUTED_EXPERTS:
+        amounts = exchanges(local)
+        return [*amounts] * (len(inside) // len(amounts))
+    statistics = channel_bytes(local) if op_name(local.op) in BATCH_NORMS else row_bytes(local)
+    return [statistics * (mesh.group_size(axes) if kind == "all-gather" else 1) for kind, axes in inside]
 
 
 def experts_cost(call: Call, hardware: Hardware) -> ComputeCost:
@@ -99,10 +108,6 @@ def optimizer_seconds(parameter_bytes: float, gradient_bytes: float, optimizer_b
     if not gradient_bytes:
         return 0.0
     return (2 * parameter_bytes + gradient_bytes + 2 * optimizer_bytes) / hardware.compute.bytes_per_s
-
-
-def _on_axis(call: Call, n: int) -> Call:
-    return Call(call.op, call.args, call.kwargs, call.operands, call.outputs, n)
 
 
 def _cost(call: Call, hardware: Hardware) -> ComputeCost:

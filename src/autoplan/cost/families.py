@@ -28,12 +28,17 @@ EXPANSIONS = _aten("expand expand_as broadcast_to")
 
 CASTS = _aten("to _to_copy type_as float")
 
-LINEAR = _aten("add sub rsub neg sum mean cumsum clone contiguous cat stack copy lift_fresh_copy pad constant_pad_nd repeat")
+RESAMPLING = _aten(
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d "
+    "pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im roll flip repeat_interleave"
+)
+
+LINEAR = RESAMPLING | _aten("add sub rsub neg sum mean cumsum clone contiguous cat stack copy lift_fresh_copy pad constant_pad_nd repeat")
 """Ops whose gradient needs no saved value."""
 
-NORMS = _aten(
-    "rms_norm layer_norm group_norm batch_norm instance_norm native_layer_norm native_group_norm _native_batch_norm_legit _fused_rms_norm"
-)
+BATCH_NORMS = _aten("batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional")
+
+NORMS = BATCH_NORMS | _aten("rms_norm layer_norm group_norm instance_norm native_layer_norm native_group_norm _fused_rms_norm")
 
 OUTPUT_SAVED = _aten("softmax _softmax log_softmax _log_softmax exp tanh sigmoid sqrt rsqrt relu reciprocal")
 """Ops whose gradient is computed from their output."""

@@ -114,9 +114,18 @@ def _grouped(call: Call) -> Product:
 
 def _convolution(call: Call) -> Product:
     """im2col: rows are output positions, columns output channels, depth is input channels of a group times the kernel."""
+    if op_name(call.op) == "aten.convolution" and call.arg(6, "transposed"):
+        return _transposed_convolution(call)
     left, right = operands_at(call, (0, "input"), (1, "weight"))
     w, out = call.operands[right].shape, call.outputs[0].shape
     return Product(1, out[0] * prod(out[2:]), out[1], prod(w[1:]), left, right)
+
+
+def _transposed_convolution(call: Call) -> Product:
+    """col2im: rows are input positions, columns output channels of a group times the kernel, depth is input channels."""
+    left, right = operands_at(call, (0, "input"), (1, "weight"))
+    x, w = call.operands[left].shape, call.operands[right].shape
+    return Product(1, x[0] * prod(x[2:]), prod(w[1:]), x[1], left, right)
 
 
 _PRODUCTS: dict[str, Callable[[Call], Product]] = {
@@ -131,4 +140,5 @@ _PRODUCTS: dict[str, Callable[[Call], Product]] = {
     "aten.conv2d": _convolution,
     "aten.conv3d": _convolution,
     "aten.convolution": _convolution,
+    **dict.fromkeys((f"aten.conv_transpose{n}d" for n in (1, 2, 3)), _transposed_convolution),
 }

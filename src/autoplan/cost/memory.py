@@ -110,8 +110,10 @@ def _normalized_width(call: Call) -> int:
     """How many elements share one mean: the normalized dims, or those of one group or channel."""
     shape, name = call.operands[0].shape, op_name(call.op)
     if "group_norm" in name:
-        groups = call.arg(1, "num_groups", 1)
-        return prod(shape[1:]) // int(groups) if isinstance(groups, int) else prod(shape[1:])
+        position, word = (6, "group") if "native" in name else (1, "num_groups")
+        return prod(shape[2:]) * call.uncut_shape(0)[1] // int(call.arg(position, word, 1))
+    if "instance_norm" in name:
+        return prod(shape[2:])
     if "batch_norm" in name:
         return prod(shape) // shape[1]
     normalized = call.arg(1, "normalized_shape", ())
@@ -159,6 +161,7 @@ _SAVED: dict[str, Callable[[Call], Saved]] = {
     **dict.fromkeys(("aten.linear", "aten.addmm", "aten.baddbmm", "aten.mm", "aten.bmm", "aten.matmul", "aten.mul"), _factors),
     **dict.fromkeys(GROUPED_PRODUCTS, _factors),
     **dict.fromkeys(("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution"), _factors),
+    **dict.fromkeys((f"aten.conv_transpose{n}d" for n in (1, 2, 3)), _factors),
     "aten.div": _quotient,
     **dict.fromkeys(("aten.where", "aten.masked_fill"), _conditions),
     **dict.fromkeys((*LOOKUPS - {"aten.gather"}, "aten.embedding"), _indices),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
-from autoplan.cost.families import CASTS, CUTS, DROPOUTS, EXPANSIONS, LOOKUPS, NORMS, PIECES, SOFTMAXES, op_name, spec_bytes
+from autoplan.cost.families import CASTS, CUTS, DROPOUTS, EXPANSIONS, LOOKUPS, NORMS, PIECES, RESAMPLING, SOFTMAXES, op_name, spec_bytes
 from autoplan.cost.hardware import Hardware
 from autoplan.rules.row import Call, TensorSpec
 
@@ -111,7 +111,7 @@ def _dropping(call: Call) -> Passes:
 
 _PASSES: dict[str, Callable[[Call], Passes]] = {
     **dict.fromkeys(("aten.add", "aten.sub", "aten.rsub"), _additive),
-    **dict.fromkeys((*CASTS, "aten.clone", "aten.contiguous", "aten.neg", "aten.repeat", "aten.lift_fresh_copy"), _copying),
+    **dict.fromkeys((*CASTS, *RESAMPLING, "aten.clone", "aten.contiguous", "aten.neg", "aten.repeat", "aten.lift_fresh_copy"), _copying),
     **dict.fromkeys(("aten.cat", "aten.stack"), _concatenating),
     **dict.fromkeys(NORMS, _normalizing),
     **dict.fromkeys(SOFTMAXES, _softmax),
@@ -120,6 +120,11 @@ _PASSES: dict[str, Callable[[Call], Passes]] = {
     **dict.fromkeys(LOOKUPS, _looking_up),
     **dict.fromkeys(DROPOUTS, _dropping),
 }
+
+
+def channel_bytes(call: Call) -> int:
+    """Bytes of two fp32 numbers for each channel of the first operand."""
+    return 8 * call.operands[0].shape[1]
 
 
 def row_bytes(call: Call) -> int:

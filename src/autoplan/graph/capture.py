@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 
 from autoplan.errors import AutoplanError, TargetError
+from autoplan.graph.batchnorm import capturable_batch_norms
 from autoplan.graph.convert import convert
 from autoplan.graph.grouped_mm import grouped_products_in_all_dtypes
 from autoplan.graph.ir import Graph
@@ -44,7 +45,7 @@ def capture(
     kwargs = dict(kwargs or {})
     inputs = input_leaves(module.forward, args, kwargs)
     fake = _Faker(FakeTensorMode(allow_non_fake_inputs=True))
-    with _in_mode(module, mode), _without_storage(module, fake):
+    with _in_mode(module, mode), _without_storage(module, fake), capturable_batch_norms():
         exported = _export(module, *fake.arguments(module.forward, args, kwargs))
         return convert(exported, module, inputs, mode=mode, keep_outputs=keep_outputs)
 

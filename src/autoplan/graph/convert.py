@@ -32,13 +32,13 @@ def convert(exported: ExportedProgram, module: nn.Module, inputs: Mapping[str, A
     if not outputs:
         raise TargetError("forward returns no tensor", next_step="return the loss, or the tensors wanted")
     loss = _loss(draft, outputs) if mode == "train" else None
-    draft.keep([*(value for _, value in outputs), *mutations])
+    draft.keep([*(value for _, value in outputs), *mutations.values()])
     fuse_routed_experts(draft)
-    draft.keep([*(value for _, value in outputs), *mutations])
+    draft.keep([*(value for _, value in outputs), *mutations.values()])
     draft.name_calls()
     if loss is not None and not keep_outputs:
         outputs = [("loss", loss)]
-    draft.keep([*(value for _, value in outputs), *mutations])
+    draft.keep([*(value for _, value in outputs), *mutations.values()])
     return draft.freeze(outputs, loss, mutations)
 
 
@@ -92,7 +92,7 @@ def _declare_parameters(draft: Draft, module: nn.Module, trains: bool) -> dict[s
     return by_name
 
 
-def _results(exported: ExportedProgram, walk: Walk, results: list[Any]) -> tuple[list[tuple[str, int]], dict[int, str]]:
+def _results(exported: ExportedProgram, walk: Walk, results: list[Any]) -> tuple[list[tuple[str, int]], dict[str, int]]:
     """(name, value) of every tensor that forward returns, and the buffers that forward overwrote."""
     specs = exported.graph_signature.output_specs
     names = iter([".".join(path) or "output" for path in leaf_paths(exported.call_spec.out_spec)])
@@ -103,8 +103,8 @@ def _results(exported: ExportedProgram, walk: Walk, results: list[Any]) -> tuple
             name = next(names)
             if isinstance(value, Ref):
                 outputs.append((f"output.{name}" if name[0].isdigit() else name, value.value))
-        elif spec.kind is OutputKind.BUFFER_MUTATION:
-            mutations.setdefault(value.value, spec.target)
+        elif spec.kind is OutputKind.BUFFER_MUTATION and value.value not in mutations.values():
+            mutations[spec.target] = value.value
     return outputs, mutations
 
 

@@ -64,7 +64,7 @@ def _lines(graph: Graph) -> Iterable[str]:
             yield f"{node.address} = {node.name}({_canonical_arguments(node, names)}) -> {results}"
     yield "outputs " + ", ".join(names[output] for output in graph.outputs)
     yield "loss " + ("none" if graph.loss is None else names[graph.loss])
-    yield from sorted(f"{fqn} becomes {names[value]}" for value, fqn in graph.mutations.items())
+    yield from sorted(f"{fqn} becomes {names[value]}" for fqn, value in graph.mutations.items())
 
 
 def _canonical_names(graph: Graph) -> dict[int, str]:

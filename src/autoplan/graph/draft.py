@@ -134,10 +134,10 @@ class Draft:
             for i, output in enumerate(call.outputs):
                 self.values[output].address = call.address if len(call.outputs) == 1 else f"{call.address}[{i}]"
 
-    def freeze(self, outputs: Sequence[tuple[str, int]], loss: int | None, mutations: Mapping[int, str]) -> Graph:
+    def freeze(self, outputs: Sequence[tuple[str, int]], loss: int | None, mutations: Mapping[str, int]) -> Graph:
         """The finished graph, values and nodes numbered in execution order, unused constants left out."""
         self._refuse_constants_without_values()
-        read = {value for call in self.calls for value in call.reads} | {value for _, value in outputs} | set(mutations)
+        read = {value for call in self.calls for value in call.reads} | {value for _, value in outputs} | set(mutations.values())
         order = [i for i, value in enumerate(self.values) if value.kind in ("input", "parameter", "buffer")]
         order += [i for i, value in enumerate(self.values) if value.kind == "constant" and i in read]
         order += [output for call in self.calls for output in call.outputs]
@@ -152,7 +152,7 @@ class Draft:
             outputs=tuple(number[value] for _, value in outputs),
             loss=None if loss is None else number[loss],
             constants={number[i]: tensor for i, tensor in self.constants.items() if i in number},
-            mutations={number[value]: fqn for value, fqn in mutations.items()},
+            mutations={fqn: number[value] for fqn, value in mutations.items()},
             output_names=tuple(name for name, _ in outputs),
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoplan.graph.ir import Graph, Node, map_refs
-from autoplan.graph.ops import resolve, written_arguments
+from autoplan.graph.ops import call_functional, resolve, written_arguments
 
 
 def run_graph(
@@ -23,7 +23,7 @@ def run_graph(
     for node in graph.nodes:
         args, kwargs = map_refs((node.args, node.kwargs), lambda ref: values[ref.value])
         values.update(zip(node.outputs, execute(node, args, kwargs, device=device), strict=True))
-    return {value: values[value] for value in (*graph.outputs, *graph.mutations, *also)}
+    return {value: values[value] for value in (*graph.outputs, *graph.mutations.values(), *also)}
 
 
 def execute(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
@@ -33,11 +33,9 @@ def execute(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, dev
     """
     target = resolve(node.op)
     args, kwargs = on_device((tuple(args), dict(kwargs)), torch.device(device))
-    positions = [i for i in written_arguments(target) if i < len(args) and isinstance(args[i], Tensor)]
-    args = tuple(argument.clone() if i in positions else argument for i, argument in enumerate(args))
-    result = target(*args, **kwargs)
+    result = call_functional(target, written_arguments(target, args, kwargs), args, kwargs)
     returned = [item for item in result if isinstance(item, Tensor)] if isinstance(result, list | tuple) else [result]
-    return (*returned, *(args[i] for i in positions))[: len(node.outputs)]
+    return tuple(returned)[: len(node.outputs)]
 
 
 def on_device(structure: Any, device: torch.device) -> Any:

@@ -112,8 +112,9 @@ class Graph:
     """A captured model: one step's forward, on global tensors.
 
     `constants` holds the real tensors (torch) that forward makes from literals, by value number. `mutations` maps the
-    number of a value to the buffer FQN it overwrites at the end of the step. `loss` is None in inference. `output_names`
-    go with `outputs`: `loss` in training, else where the tensor is in forward's result (`logits`, `output.0`, `output`).
+    FQN of a buffer to the number of the value that overwrites it at the end of the step. `loss` is None in inference.
+    `output_names` go with `outputs`: `loss` in training, else where the tensor is in forward's result (`logits`,
+    `output.0`, `output`).
 
     An op that writes to arguments beside its result (`batch_norm` to its running statistics) has their new values as
     further outputs, so every node is a function of its inputs.
@@ -127,7 +128,7 @@ class Graph:
     outputs: tuple[int, ...]
     loss: int | None
     constants: Mapping[int, Any] = field(default_factory=dict)
-    mutations: Mapping[int, str] = field(default_factory=dict)
+    mutations: Mapping[str, int] = field(default_factory=dict)
     output_names: tuple[str, ...] = ()
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -47,12 +47,30 @@ def bind(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     return bound
 
 
-@cache
-def written_arguments(target: OpOverload) -> tuple[int, ...]:
-    """Positions of the arguments the op writes to, empty for a functional op.
+_WRITES_STATISTICS = {"batch_norm": "training", "native_batch_norm": "training", "instance_norm": "use_input_stats"}
 
-    `batch_norm` does not declare that it updates its running statistics, so it is listed here.
+
+def written_arguments(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Positions of the arguments that a call writes to, empty for a functional op.
+
+    Normalisations do not declare that they update their running statistics, which they do where the named argument is true.
     """
-    if short_name(target) == "batch_norm" and target.namespace == "aten":
-        return (3, 4)
+    if target.namespace == "aten" and short_name(target) in _WRITES_STATISTICS:
+        bound = bind(target, args, kwargs)
+        return (3, 4) if bound[_WRITES_STATISTICS[short_name(target)]] and bound["running_mean"] is not None else ()
+    return _declared_writes(target)
+
+
+def call_functional(target: Callable[..., Any], written: Collection[int], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a call returns; arguments at the `written` positions are copied, and the copies are its further outputs."""
+    own = [argument.clone() if position in written else argument for position, argument in enumerate(args)]
+    result = target(*own, **kwargs)
+    if not written:
+        return result
+    returned = result if isinstance(result, tuple | list) else (result,)
+    return (*returned, *(own[position] for position in written))
+
+
+@cache
+def _declared_writes(target: OpOverload) -> tuple[int, ...]:
     return tuple(i for i, a in enumerate(target._schema.arguments) if a.alias_info is not None and a.alias_info.is_write)

@@ -48,7 +48,7 @@ def _head(graph: Graph) -> list[str]:
 def _tail(graph: Graph) -> list[str]:
     names = graph.output_names or tuple("output" for _ in graph.outputs)
     lines = [f"returns     {name} = {graph.values[value].address}" for name, value in zip(names, graph.outputs, strict=True)]
-    return lines + [f"overwrites  {fqn} = {graph.values[value].address}" for value, fqn in graph.mutations.items()]
+    return lines + [f"overwrites  {fqn} = {graph.values[value].address}" for fqn, value in graph.mutations.items()]
 
 
 def _table(rows: list[tuple[str, str, str] | str]) -> list[str]:

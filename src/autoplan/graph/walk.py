@@ -84,11 +84,11 @@ class Walk:
             self._current[node] = self._made_again(node)
         return self._current[node]
 
-    def overwritten_buffers(self) -> dict[int, str]:
-        """The last value of every buffer that forward wrote to."""
+    def overwritten_buffers(self) -> dict[str, int]:
+        """The last value of every buffer that forward wrote to, by FQN."""
         names = {value: fqn for fqn, value in reversed(self._draft.buffers.items())}
         return {
-            self.value(node).value: names[ref.value] for node, ref in self._roots.items() if ref.value in names and self.value(node) != ref
+            names[ref.value]: self.value(node).value for node, ref in self._roots.items() if ref.value in names and self.value(node) != ref
         }
 
     def _call(self, node: fx.Node, owner: fx.GraphModule) -> None:
@@ -104,6 +104,8 @@ class Walk:
             return
         elif short_name(target) in _ALIASES or (short_name(target) in _DETACHES and not self._needs_grad(node.args[0])):
             self._same[node] = node.args[0]
+        elif short_name(target) == "broadcast_tensors" and _changes_nothing(node):
+            self._regions[node] = list(node.args[0])
         elif short_name(target) in _FRESH_COPIES:
             self._current[node] = self.value(node.args[0])
         elif is_in_place(target) and short_name(target) not in _DETACHES:
@@ -252,6 +254,12 @@ class Walk:
         return argument
 
 
+def _changes_nothing(broadcast: fx.Node) -> bool:
+    """Whether all tensors have the shape that they are broadcast to."""
+    given: Any = broadcast.args[0]
+    return all(before.meta["val"].shape == after.shape for before, after in zip(given, broadcast.meta["val"], strict=True))
+
+
 def _output_index(getitem: fx.Node) -> int:
     index: Any = getitem.args[1]
     return index
@@ -259,13 +267,8 @@ def _output_index(getitem: fx.Node) -> int:
 
 def _written_nodes(node: fx.Node, target: OpOverload) -> list[fx.Node]:
     """Arguments that a call writes to beside what it returns: their new values become further outputs."""
-    positions = written_arguments(target)
-    if not positions:
-        return []
-    bound = bind(target, node.args, node.kwargs)
-    if short_name(target) == "batch_norm" and not bound["training"]:
-        return []
-    arguments = list(bound.values())
+    positions = written_arguments(target, node.args, node.kwargs)
+    arguments = list(bind(target, node.args, node.kwargs).values())
     return [arguments[i] for i in positions if isinstance(arguments[i], fx.Node)]
 
 

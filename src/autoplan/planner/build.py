@@ -153,6 +153,8 @@ class _Builder:
             producer, output = self.source_nodes[classes.value_class[value.id]], 0
         readers = {(classes.node_class[node.id], operand) for node, operand in self.graph.consumers[value.id]}
         readers |= {(outputs[position], -1) for position, out in enumerate(self.graph.outputs) if out == value.id}
+        overwritten = [self.graph.buffers[fqn] for fqn, new in self.graph.mutations.items() if new == value.id and value.kind != "buffer"]
+        readers |= {(self.source_nodes[classes.value_class[buffer]], -1) for buffer in overwritten}
         return producer, output, tuple(sorted(readers))
 
     def _add_value(self, value: Value, count: int, producer: int, readers: Readers, states: _States, prefixes: frozenset[str]) -> None:
@@ -203,13 +205,16 @@ class _Builder:
     def _made(self, producer: int, output: int) -> list[Placements]:
         if producer < len(self.candidates.strategies):
             return [strategy.makes[output] for strategy in self.candidates.strategies[producer]]
-        source = next(c for c, node in self.source_nodes.items() if node == producer)
-        return list(self.candidates.sources[source])
+        return self._source_states(producer)
 
     def _needed(self, node: int, operand: int) -> list[Placements | None]:
         if node < len(self.candidates.strategies):
             return [strategy.needs[operand] for strategy in self.candidates.strategies[node]]
-        return list(self.candidates.outputs[node - len(self.nodes) + len(self.candidates.outputs)])
+        first_output = len(self.nodes) - len(self.candidates.outputs)
+        return list(self.candidates.outputs[node - first_output]) if node >= first_output else [*self._source_states(node)]
+
+    def _source_states(self, node: int) -> list[Placements]:
+        return list(self.candidates.sources[next(c for c, source in self.source_nodes.items() if source == node)])
 
     def _cost(self, seconds: float, preference: int = 0) -> int:
         return round(seconds / self.unit_s) * TIES + min(preference, MOST_PREFERENCE)

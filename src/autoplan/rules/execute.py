@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from autoplan.collectives import Collectives
 from autoplan.graph.ir import map_refs
+from autoplan.graph.ops import call_functional, written_arguments
 from autoplan.placement import Mesh, forward_of, local_shape
 from autoplan.rules.registry import LocalCall, local_implementation, rule_of
 from autoplan.rules.row import Call, Strategy
@@ -27,6 +29,7 @@ class LocalOp:
     target: Callable[..., Any]
     args: tuple[Any, ...]  # with Ref(k) for operand k, sizes local
     kwargs: Mapping[str, Any]
+    written: tuple[int, ...] = ()  # positions of arguments that the plain op writes to
 
     @property
     def is_plain(self) -> bool:
@@ -38,7 +41,7 @@ class LocalOp:
         args = map_refs(self.args, lambda ref: operands[ref.value])
         kwargs = map_refs(dict(self.kwargs), lambda ref: operands[ref.value])
         if self.is_plain:
-            return self.target(*args, **kwargs)
+            return call_functional(self.target, self.written, args, kwargs)
         return self.target(LocalCall(args, kwargs, self.call, self.strategy, self.mesh, group, seed))
 
 
@@ -55,7 +58,18 @@ def localize(call: Call, strategy: Strategy, mesh: Mesh, device: torch.device | 
     rule = rule_of(call.op)
     if rule is not None and rule.localize is not None:
         args, kwargs = rule.localize(replace(call, args=args, kwargs=kwargs), shapes)
-    return LocalOp(call, strategy, mesh, torch_op(rule and rule.runs_as or call.op), args, kwargs)
+    target = torch_op(rule and rule.runs_as or call.op)
+    return LocalOp(call, strategy, mesh, target, args, kwargs, _written(target, args, kwargs))
+
+
+def run_functional(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The result of the op called `op` on whole tensors; new values of arguments that it writes to are its further outputs."""
+    target = torch_op(op)
+    return call_functional(target, _written(target, args, kwargs), args, kwargs)
+
+
+def _written(target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    return written_arguments(target, args, kwargs) if isinstance(target, OpOverload) else ()
 
 
 @cache

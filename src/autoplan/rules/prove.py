@@ -17,7 +17,7 @@ from torch import Tensor
 from autoplan.collectives import SimulatedCollectives, run_simulated
 from autoplan.graph.ir import Ref, map_refs
 from autoplan.placement import Mesh, Partial, Placements, Shard, forward_of, gradient_of, local_shape
-from autoplan.rules.execute import localize, torch_op
+from autoplan.rules.execute import localize, run_functional
 from autoplan.rules.row import Call, Strategy, TensorSpec
 
 MakeOperand = Callable[[int], Tensor]
@@ -66,7 +66,7 @@ def example_call(op: str, *args: Any, frozen: Collection[int] = (), **kwargs: An
 
     refs = number(args), {key: number(value) for key, value in kwargs.items()}
     inputs = [x.detach().requires_grad_(x.is_floating_point() and k not in frozen) for k, x in enumerate(operands)]
-    result = torch_op(op)(*map_refs(refs[0], lambda ref: inputs[ref.value]), **map_refs(refs[1], lambda ref: inputs[ref.value]))
+    result = run_functional(op, *map_refs(refs, lambda ref: inputs[ref.value]))
     outputs = [result] if isinstance(result, Tensor) else [item for item in result if isinstance(item, Tensor)]
     specs = [TensorSpec(tuple(x.shape), str(x.dtype).removeprefix("torch."), x.requires_grad) for x in (*inputs, *outputs)]
     call = Call(op, *refs, tuple(specs[: len(inputs)]), tuple(specs[len(inputs) :]), 1, tuple(tuple(x.shape) for x in inputs))
@@ -129,7 +129,7 @@ def _alone(mesh: Mesh, coordinate: tuple[int, ...]) -> SimulatedCollectives:
 def _run_global(call: Call, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     inputs = [x.clone().requires_grad_(spec.needs_grad) for x, spec in zip(operands, call.operands, strict=True)]
     args, kwargs = map_refs((call.args, dict(call.kwargs)), lambda ref: inputs[ref.value])
-    return _as_list(torch_op(call.op)(*args, **kwargs), len(call.outputs)), inputs
+    return _as_list(run_functional(call.op, args, kwargs), len(call.outputs)), inputs
 
 
 def _or(gradient: Tensor | None, zero: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def _cut(x: Tensor, placement: Any, n: int) -> list[Tensor]:
         split = x.unflatten(placement.dim, (placement.groups, n, -1))
         return [split.select(placement.dim + 1, i).flatten(placement.dim, placement.dim + 1).contiguous() for i in range(n)]
     if isinstance(placement, Partial):
-        assert x.is_floating_point(), "only floats can be partial sums"
+        assert x.is_floating_point() or x.is_complex(), "only floats can be partial sums"
         terms = [torch.randn_like(x) for _ in range(n - 1)]
         return [*terms, x - sum(terms, torch.zeros_like(x))]
     return [x] * n
@@ -210,7 +210,7 @@ def _join(parts: list[Tensor], placement: Any) -> Tensor:
 def _compare(what: str, found: Tensor, wanted: Tensor) -> None:
     assert found.shape == wanted.shape, f"{what} has shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
     assert found.dtype == wanted.dtype, f"{what} is {found.dtype}, not {wanted.dtype}"
-    if not wanted.is_floating_point():
+    if not (wanted.is_floating_point() or wanted.is_complex()):
         assert torch.equal(found, wanted), f"{what} differs"
         return
     close = torch.isclose(found, wanted, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
@@ -234,8 +234,8 @@ def _double_dtypes(structure: Any) -> Any:
 
 
 def _double_name(dtype: str) -> str:
-    return "float64" if dtype in ("float32", "float16", "bfloat16") else dtype
+    return {"float32": "float64", "float16": "float64", "bfloat16": "float64", "complex64": "complex128"}.get(dtype, dtype)
 
 
 def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
+    return x.double() if x.is_floating_point() else x.to(torch.complex128) if x.is_complex() else x

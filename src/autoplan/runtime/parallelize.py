@@ -164,9 +164,7 @@ class LocalForward:
         self.step += module.training
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph.loss is not None):
             outputs = bound(Run(self.collectives, self.seed + self.step), tensors)
-        with torch.no_grad():
-            for fqn, new in zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True):
-                buffers[fqn].copy_(new)
+        _overwrite(buffers, dict(zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True)))
         return self._returned(bound.program, outputs[: len(graph.outputs)])
 
     def _bound(self, module: nn.Module) -> _Bound:
@@ -213,6 +211,15 @@ class _Bound:
         if self._compiled is None:
             return self.program(run, tensors)
         return self._compiled(run, *(tensors[value] for value in self.program.reads))
+
+
+@torch.no_grad()
+def _overwrite(buffers: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """Copy new values into buffers; one that is memory of a buffer, which may be overwritten first, is copied before."""
+    held = {buffers[fqn].untyped_storage().data_ptr() for fqn in new}
+    safe = {fqn: tensor.clone() if tensor.untyped_storage().data_ptr() in held else tensor for fqn, tensor in new.items()}
+    for fqn, tensor in safe.items():
+        buffers[fqn].copy_(tensor)
 
 
 def _local(parameter: Tensor) -> Tensor:

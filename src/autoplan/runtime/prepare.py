@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,18 +132,44 @@ def prepare(template: Template, training: bool) -> tuple[Assignment, tuple[Gathe
             "this runtime does not recompute blocks yet", where=plan.provenance.where("recompute"), next_step="plan again without recompute"
         )
     graph = template.captured(training)
-    assignment = decode(plan if graph.loss is not None or plan.options.mode == "infer" else without_gradients(plan), graph)
+    assignment = decode(plan if graph.loss is not None or plan.options.mode == "infer" else in_eval_mode(plan, graph), graph)
     note = check_graph(graph, plan) if training and template.rewrite is None else None
     return assignment, groups_of(assignment, plan), note
 
 
-def without_gradients(plan: Plan) -> Plan:
-    """A training plan as it holds in eval mode, where no gradient flows and both kinds of R are one state."""
+_KEEPING_STATISTICS = frozenset({"aten.batch_norm", "aten.instance_norm"})
+
+
+def in_eval_mode(plan: Plan, graph: Graph) -> Plan:
+    """A training plan as it holds for its graph in eval mode, where no gradient flows and both kinds of R are one state.
+
+    A norm that keeps running statistics has one output there, not three: what the plan says of its first output holds for
+    that one, what it says of the others, and of the row that makes them, for nothing. The statistics themselves, which it
+    then reads and no longer only updates, are cut as the rest of its inputs wants them.
+    """
+    read = [graph.values[value] for node in graph.nodes if node.name in _KEEPING_STATISTICS for value in node.inputs]
+    statistics = {value.address for value in read if value.kind == "buffer"}
     reshard = {
-        key: tuple(replace(entry, forward=next(e.forward for e in entries if e.to == entry.to), backward=()) for entry in entries)
+        name: tuple(replace(entry, forward=next(e.forward for e in entries if e.to == entry.to), backward=()) for entry in entries)
         for key, entries in plan.reshard.items()
+        if (name := _name_in(key, [value.address for value in graph.values if value.address not in statistics]))
     }
-    return replace(plan, reshard=reshard, ops={key: replace(line, gradient=None) for key, line in plan.ops.items()})
+    ops = {
+        key: replace(line, gradient=None)
+        for key, line in plan.ops.items()
+        if any(match(key, node.address) and _makes(line.row, len(node.outputs)) for node in graph.nodes)
+    }
+    return replace(plan, reshard=reshard, ops=ops)
+
+
+def _name_in(key: str, names: Collection[str]) -> str | None:
+    """`key` if it is a pattern of any of `names`, or what is before its `[0]`."""
+    return next((pattern for pattern in (key, key.removesuffix("[0]")) if any(match(pattern, name) for name in names)), None)
+
+
+def _makes(row: str | None, outputs: int) -> bool:
+    """Whether a row as plans write it is one of an op with so many outputs."""
+    return row is None or all(len(part.split(" on ")[0].partition("->")[2].split()) == outputs for part in row.split("; "))
 
 
 def plan_digest(plan: Plan) -> str:
@@ -166,7 +192,7 @@ def only_loss(graph: Graph, plan: Plan) -> Graph:
 
 def restricted(graph: Graph, outputs: Mapping[int, str]) -> Graph:
     """The part of a graph that `outputs` (value -> name) need, values and nodes numbered anew."""
-    needed = set(outputs) | set(graph.mutations)
+    needed = set(outputs) | set(graph.mutations.values())
     kept = []
     for node in reversed(graph.nodes):
         if needed.intersection(node.outputs):
@@ -202,7 +228,7 @@ def restricted(graph: Graph, outputs: Mapping[int, str]) -> Graph:
         buffers={fqn: number[value] for fqn, value in graph.buffers.items()},
         outputs=_numbers(tuple(outputs), number),
         constants={number[value]: tensor for value, tensor in graph.constants.items() if value in number},
-        mutations={number[value]: fqn for value, fqn in graph.mutations.items()},
+        mutations={fqn: number[value] for fqn, value in graph.mutations.items()},
         output_names=tuple(outputs.values()),
     )
 

@@ -23,9 +23,9 @@ from autoplan.assignment.gathers import GatherGroup
 from autoplan.assignment.redistributions import Redistribution, redistributions_of
 from autoplan.collectives.redistribute import redistribute_by
 from autoplan.graph.interpret import on_device
-from autoplan.graph.ir import Graph, Node, Ref, map_refs
-from autoplan.graph.ops import resolve, written_arguments
-from autoplan.placement import Mesh, Placements, R, forward_of
+from autoplan.graph.ir import Graph, Node, map_refs
+from autoplan.graph.ops import resolve
+from autoplan.placement import Mesh, Placements, forward_of
 from autoplan.redistribution import transition
 from autoplan.rules import LocalOp, call_of, localize, rule_of
 from autoplan.runtime.parameters import Gather
@@ -114,17 +114,12 @@ class SameRandom(nn.Module):
 class Written(nn.Module):
     """A plain op that writes to arguments: they are copied, and the copies are its further outputs."""
 
-    def __init__(self, op: LocalOp, positions: Sequence[int]) -> None:
+    def __init__(self, op: LocalOp) -> None:
         super().__init__()
         self.op = op
-        self.positions = tuple(positions)
 
-    def forward(self, run: Run, *operands: Tensor) -> tuple[Tensor, ...]:
-        copies = {ref.value: operands[ref.value].clone() for i in self.positions for ref in [self.op.args[i]]}
-        own = [copies.get(k, tensor) for k, tensor in enumerate(operands)]
-        result = self.op.run(own, run.group)
-        returned = [item for item in result if isinstance(item, Tensor)] if isinstance(result, list | tuple) else [result]
-        return (*returned, *copies.values())
+    def forward(self, run: Run, *operands: Tensor) -> Any:
+        return self.op.run(operands, run.group)
 
 
 class _Builder:
@@ -156,13 +151,13 @@ class _Builder:
         for node in self.graph.nodes:
             self._node(node)
         outputs = [self._in_state(value, state) for value, state in zip(self.graph.outputs, self.assignment.outputs, strict=True)]
-        mutated = [self._replicated(value) for value in self.graph.mutations]
+        mutated = [self._in_state(value, self._place_of(fqn)) for fqn, value in self.graph.mutations.items()]
         self.fx.output((*outputs, *mutated))
         module = fx.GraphModule(self.root, self.fx, "LocalProgram")
-        return Program(self.assignment, self.groups, module, reads, tuple(self.graph.mutations.values()))
+        return Program(self.assignment, self.groups, module, reads, tuple(self.graph.mutations))
 
     def _is_read(self, value: int) -> bool:
-        return bool(self.graph.consumers[value]) or value in self.graph.outputs or value in self.graph.mutations
+        return bool(self.graph.consumers[value]) or value in self.graph.outputs or value in self.graph.mutations.values()
 
     def _node(self, node: Node) -> None:
         strategy = self.assignment.strategies[node.id]
@@ -190,9 +185,8 @@ class _Builder:
         if not op.is_plain:
             return LocalImplementation(op, node.id)
         target = resolve(node.op)
-        written = [i for i in written_arguments(target) if len(node.outputs) > 1 and i < len(op.args) and isinstance(op.args[i], Ref)]
-        if written:
-            return Written(op, written)
+        if op.written:
+            return Written(op)
         if torch.Tag.nondeterministic_seeded in target.tags and rule_of(node.op) is None and self.assignment.mesh.size > 1:
             return SameRandom(op, node.id)
         return None
@@ -228,16 +222,8 @@ class _Builder:
             self.made[member.value, member.state] = self._item(gathered, index)
         return self.made[value, state]
 
-    def _replicated(self, value: int) -> fx.Node:
-        """The new value of a buffer, whole on every rank."""
-        whole = tuple(R for _ in self.assignment.mesh.shape)
-        produced = self.assignment.produced[value]
-        source = self.made[value, produced]
-        return (
-            source
-            if forward_of(produced) == whole
-            else self._call(self._name("buffer"), Redistribute(forward_of(produced), whole, self.assignment.mesh), source)
-        )
+    def _place_of(self, buffer: str) -> Placements:
+        return self.assignment.sources[self.graph.buffers[buffer]]
 
     def _any_state(self, value: int) -> fx.Node:
         """A value whose shape alone is read: whichever local tensor is there."""

@@ -1,4 +1,8 @@
-"""Dropout set to zero, in a captured graph and in a module that runs eagerly: both then compute the same."""
+"""Dropout set to zero, in a captured graph and in a module that runs eagerly: both then compute the same.
+
+Models that drop whole branches (stochastic depth) compare uniform random numbers with a probability of their own: these are
+all one half then.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,19 @@ _PROBABILITY = {
     "aten.feature_dropout": "p",
     "aten.scaled_dot_product_attention": "dropout_p",
 }
+# What has the same arguments and rows and gives one number everywhere.
+_UNIFORM = {"aten.rand.default": "aten.full.default", "aten.rand_like.default": "aten.full_like.default"}
+HALF = 0.5
 
 
 def undropped(graph: Graph) -> Graph:
-    """The graph without dropout."""
+    """The graph without dropout, its uniform random numbers one half."""
     return replace(graph, nodes=tuple(map(_undropped, graph.nodes)))
 
 
 def _undropped(node: Node) -> Node:
+    if node.op in _UNIFORM:
+        return replace(node, op=_UNIFORM[node.op], args=(node.args[0], HALF))
     name = _PROBABILITY.get(node.name)
     if name is None:
         return node
@@ -45,7 +54,7 @@ _DROPOUTS = {
 
 
 class NoDropout(TorchFunctionMode):
-    """Within it, eager dropout keeps everything, whether a module or a function calls for it."""
+    """Within it, eager dropout keeps everything, whether a module or a function calls for it, and uniform numbers are one half."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -55,7 +64,8 @@ class NoDropout(TorchFunctionMode):
             args, kwargs = _with(args, kwargs, 4, "dropout_p", 0.0)
         elif func is F.multi_head_attention_forward:
             kwargs["training"] = False  # it asks for dropout and for nothing else
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        return result.fill_(HALF) if func in (torch.rand, torch.rand_like) else result
 
 
 def _with(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

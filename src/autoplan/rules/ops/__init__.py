@@ -5,6 +5,7 @@ from autoplan.rules.ops import (
     convolution,
     experts,
     factories,
+    images,
     indexing,
     linear,
     losses,
@@ -13,8 +14,10 @@ from autoplan.rules.ops import (
     pieces,
     pointwise,
     randomness,
+    recurrent,
     reductions,
     reshape,
+    scatter,
 )
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "convolution",
     "experts",
     "factories",
+    "images",
     "indexing",
     "linear",
     "losses",
@@ -30,6 +34,8 @@ __all__ = [
     "pieces",
     "pointwise",
     "randomness",
+    "recurrent",
     "reductions",
     "reshape",
+    "scatter",
 ]

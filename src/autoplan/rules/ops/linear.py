@@ -73,16 +73,69 @@ def einsum(call: Call) -> Iterator[Row]:
     """A sum of products over labelled dims
 
     A label is cut in every operand that has it: it stays cut in the output, or the output is P where it is summed over.
-    P in one operand, R in the others -> P. No rows for `...` and for labels repeated within an operand.
+    P in one operand, R in the others -> P. `...` stands for labels of its own, aligned at the last. No rows for labels repeated
+    within an operand.
     """
-    equation = str(call.args[0]).replace(" ", "")
-    left, arrow, output = equation.partition("->")
+    left, arrow, output = str(call.args[0]).replace(" ", "").partition("->")
     sides = left.split(",")
-    if "." in equation or any(len(set(side)) < len(side) for side in sides) or len(sides) != len(call.operands):
+    if any(len(set(side.replace(".", ""))) < len(side.replace(".", "")) for side in sides) or len(sides) != len(call.operands):
         return
     if not arrow:
-        output = "".join(sorted(label for label in set(left) - {","} if left.count(label) == 1))
-    yield from product_rows(call, dict(enumerate(map(tuple, sides))), tuple(output), {}, linear_in=range(len(sides)))
+        output = "..." * ("." in left) + "".join(sorted(label for label in set(left) - set(",.") if left.count(label) == 1))
+    labels = [_spelled_out(side, spec.ndim) for side, spec in zip(sides, call.operands, strict=True)]
+    y = _spelled_out(output, call.outputs[0].ndim)
+    factors = {
+        k: _unless_stretched(side, spec, y, call.outputs[0]) for k, (side, spec) in enumerate(zip(labels, call.operands, strict=True))
+    }
+    yield from product_rows(call, factors, y, {}, linear_in=range(len(sides)))
+
+
+def _spelled_out(side: str, ndim: int) -> tuple[Hashable, ...]:
+    """The label of each dim, those of `...` counted from the last: -1, -2, .."""
+    before, _, behind = side.partition("...")
+    return (*before, *range(len(before) + len(behind) - ndim, 0), *behind) if "..." in side else tuple(side)
+
+
+def _unless_stretched(side: Labels, spec: TensorSpec, output: Labels, y: TensorSpec) -> Labels:
+    """The labels, but None for a dim of `...` that broadcasting stretches."""
+    sizes = dict(zip(output, y.shape, strict=True))
+    return tuple(
+        None if isinstance(label, int) and sizes.get(label, size) != size else label for label, size in zip(side, spec.shape, strict=True)
+    )
+
+
+@rule("aten.bilinear")
+def bilinear(call: Call) -> Iterator[Row]:
+    """x[.., I], z[.., J], w[N, I, J], b[N] -> y[.., N], the sum over i and j of x w z
+
+    x          z          w         b          y
+    S(d,g)     S(d,g)     R         R       -> S(d,g)     any leading dim
+    R          R          S(0,g)    S(0,g)  -> S(-1,g)
+    S(-1,g)    R          S(1,g)    P       -> P          each rank holds a partial sum; likewise over J
+    P          R          R         P       -> P          linear in x; likewise in z
+    """
+    leading = tuple(range(call.operands[0].ndim - 1))
+    factors: dict[int, Labels] = {0: (*leading, "i"), 1: (*leading, "j"), 2: ("n", "i", "j")}
+    addends: dict[int, Labels] = {3: ("n",)} if len(call.operands) == 4 else {}
+    yield from product_rows(call, factors, (*leading, "n"), addends, linear_in=(0, 1))
+
+
+@rule("aten.tensordot")
+def tensordot(call: Call) -> Iterator[Row]:
+    """x, w, summed over pairs of their dims -> y[.. of x, .. of w]
+
+    x          w          y
+    S(d,g)     R       -> S(e,g)    a dim of x that is kept; likewise of w
+    S(d,g)     S(e,g)  -> P         a pair that is summed over
+    P          R       -> P         linear in x; likewise in w
+    """
+    x, w = call.operands
+    pairs = zip((d % x.ndim for d in call.args[2]), (d % w.ndim for d in call.args[3]), strict=True)
+    partner = {right: left for left, right in pairs}
+    left = tuple(("x", dim) for dim in range(x.ndim))
+    right = tuple(("x", partner[dim]) if dim in partner else ("w", dim) for dim in range(w.ndim))
+    output = (*(label for label in left if label[1] not in partner.values()), *(label for label in right if label[0] == "w"))
+    yield from product_rows(call, {0: left, 1: right}, output, {}, linear_in=(0, 1))
 
 
 def _broadcast_labels(operand: TensorSpec, output: Labels, shape: tuple[int, ...]) -> Labels:

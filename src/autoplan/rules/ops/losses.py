@@ -15,7 +15,7 @@ from autoplan.placement import P, Placement, R, Shard
 from autoplan.rules.execute import torch_op
 from autoplan.rules.ops.dims import shards
 from autoplan.rules.registry import LocalCall, local, rule
-from autoplan.rules.row import Call, Row
+from autoplan.rules.row import Call, Row, TensorSpec
 
 _NONE, _MEAN = 0, 1
 
@@ -34,10 +34,35 @@ def cross_entropy(call: Call) -> Iterator[Row]:
 
     e is d, or d - 1 behind C.
     """
+    probabilities = "float" in call.operands[1].dtype
+    yield from _split_samples(call, probabilities)
+    if not probabilities and not call.arg(5, "label_smoothing", 0.0):
+        rest: tuple[Placement, ...] = tuple(R for _ in call.operands[2:])
+        yield Row((Shard(_class_dim(call.operands[0])), R, *rest), (R,), local="cross_entropy", inside=("all-reduce",) * 3)
+
+
+@rule("aten.nll_loss", "aten.nll_loss_nd", "aten.nll_loss2d")
+def nll_loss(call: Call) -> Iterator[Row]:
+    """log-probabilities[N, C, ..], target[N, ..], weight[C] -> loss
+
+    x         target    weight    loss
+    S(d,g)    S(e,g)    R      -> S(e,g)   any dim but C, reduction none; e is d, or d - 1 behind C
+    S(d,g)    S(e,g)    R      -> P        reduction sum; mean: as in cross_entropy (local implementation)
+    P         R         R      -> P
+    """
+    yield from _split_samples(call, probabilities=False)
+    yield Row((P, *(R for _ in call.operands[1:])), (P,))
+
+
+def _class_dim(logits: TensorSpec | Tensor) -> int:
+    return 1 if logits.ndim > 1 else 0
+
+
+def _split_samples(call: Call, probabilities: bool) -> Iterator[Row]:
+    """Rows of cross_entropy and nll_loss that cut any dim but the classes."""
     logits, target = call.operands[:2]
     reduction = call.arg(3, "reduction", _MEAN)
-    probabilities = "float" in target.dtype
-    classes = 1 if logits.ndim > 1 else 0
+    classes = _class_dim(logits)
     rest: tuple[Placement, ...] = tuple(R for _ in call.operands[2:])
     for dim in range(logits.ndim):
         if dim == classes:
@@ -53,8 +78,6 @@ def cross_entropy(call: Call) -> Iterator[Row]:
                 yield Row(cut, (P,), local="cross_entropy", inside=() if probabilities else ("all-reduce",))
             else:
                 yield Row(cut, (P,))
-    if not probabilities and not call.arg(5, "label_smoothing", 0.0):
-        yield Row((Shard(classes), R, *rest), (R,), local="cross_entropy", inside=("all-reduce",) * 3)
 
 
 @local("cross_entropy")
@@ -65,7 +88,7 @@ def local_cross_entropy(call: LocalCall) -> Tensor:
     """
     logits, target, weight = call.arg(0, "self"), call.arg(1, "target"), call.arg(2, "weight")
     reduction, ignore, smoothing = call.arg(3, "reduction", _MEAN), call.arg(4, "ignore_index", -100), call.arg(5, "label_smoothing", 0.0)
-    classes = 1 if logits.ndim > 1 else 0
+    classes = _class_dim(logits)
     class_axes = call.axes(0, classes)
     batch_axes = [axis for dim in range(logits.ndim) if dim != classes for axis in call.axes(0, dim)]
     if class_axes:
@@ -74,6 +97,8 @@ def local_cross_entropy(call: LocalCall) -> Tensor:
         if reduction == _NONE:
             return losses
         total = losses.sum()
+    elif call.call.op.startswith("aten.nll_loss"):
+        total = F.nll_loss(logits, target, weight, reduction="sum", ignore_index=ignore)
     else:
         total = F.cross_entropy(logits, target, weight, reduction="sum", ignore_index=ignore, label_smoothing=smoothing)
     if reduction != _MEAN:
@@ -141,6 +166,10 @@ class _SplitClasses(torch.autograd.Function):
     "aten.binary_cross_entropy",
     "aten.binary_cross_entropy_with_logits",
     "aten.kl_div",
+    "aten.soft_margin_loss",
+    "aten.hinge_embedding_loss",
+    "aten.margin_ranking_loss",
+    "aten.poisson_nll_loss",
 )
 def elementwise_loss(call: Call) -> Iterator[Row]:
     """x, target, weight.. of one shape -> loss
@@ -161,11 +190,30 @@ def elementwise_loss(call: Call) -> Iterator[Row]:
             yield Row(tuple(Shard(dim, groups) for _ in call.operands), (out,), local=mean)
 
 
-_REDUCTION_AT = {"binary_cross_entropy": 3, "binary_cross_entropy_with_logits": 4}
+_REDUCTION_AT = {
+    "binary_cross_entropy": 3, "binary_cross_entropy_with_logits": 4, "hinge_embedding_loss": 3, "margin_ranking_loss": 4, "poisson_nll_loss": 5,
+    "cosine_embedding_loss": 4, "triplet_margin_loss": 7,
+}  # fmt: skip
 
 
 def _reduction(call: Call) -> int:
     return int(call.arg(_REDUCTION_AT.get(call.op.split(".")[1], 2), "reduction", _MEAN))
+
+
+@rule("aten.cosine_embedding_loss", "aten.triplet_margin_loss")
+def loss_of_vectors(call: Call) -> Iterator[Row]:
+    """vectors a[N, C], b[N, C], .. (and target[N]) -> loss
+
+    a         the others    loss
+    S(0,g)    S(0,g)     -> S(0,g)    samples, reduction none
+    S(0,g)    S(0,g)     -> P         reduction sum; mean: the local mean times the share of the samples (local implementation)
+    """
+    reduction, samples = _reduction(call), call.operands[0].shape[:1]
+    if call.operands[0].ndim != 2 or any(spec.shape[:1] != samples for spec in call.operands):
+        return
+    for groups in shards(*((spec, 0) for spec in call.operands)):
+        out: Placement = Shard(0, groups) if reduction == _NONE else P
+        yield Row(tuple(Shard(0, groups) for _ in call.operands), (out,), local="elementwise_loss" if reduction == _MEAN else None)
 
 
 @local("elementwise_loss")

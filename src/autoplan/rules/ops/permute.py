@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from autoplan.placement import P, Placement, R, Shard
-from autoplan.rules.ops.dims import aligned, groups_of, normal_dims
+from autoplan.rules.ops.dims import aligned, groups_of, linear_row, normal_dims, shard_or_whole
 from autoplan.rules.registry import Shapes, rule
 from autoplan.rules.row import Call, Row
 
@@ -52,6 +52,23 @@ def _order(call: Call, ndim: int) -> list[int]:
 
 def _local_expand(call: Call, shapes: Shapes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (call.args[0], shapes[0]), {}
+
+
+@rule("aten.broadcast_tensors")
+def broadcast_tensors(call: Call) -> Iterator[Row]:
+    """a, b, .. -> each stretched to the shape of all
+
+    a         b            outputs
+    S(d,g)    S(d',g)   -> S(e,g)     where broadcasting puts d and d'; R where one has none or it is stretched
+    P         P         -> P
+    """
+    y = call.outputs[0]
+    for dim, size in enumerate(y.shape):
+        own = [aligned(spec, y.ndim, dim, size) for spec in call.operands]
+        places = [(spec, d) for spec, d in zip(call.operands, own, strict=True) if d is not None]
+        for groups in groups_of(*((spec, dim) for spec in call.outputs), *places) if size > 1 else ():
+            yield Row(tuple(shard_or_whole(d, groups) for d in own), tuple(Shard(dim, groups) for _ in call.outputs))
+    yield linear_row(call)
 
 
 @rule("aten.expand", "aten.expand_as", "aten.broadcast_to", localize=_local_expand, runs_as="aten.expand.default")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from math import gcd
 from typing import Any
 
-from autoplan.placement import Shard
+from autoplan.placement import R, Shard
 from autoplan.rules.ops.dims import linear_row, normal_dims, shards
 from autoplan.rules.registry import Shapes, rule
 from autoplan.rules.row import Call, Row, TensorSpec
@@ -217,7 +217,7 @@ def reorder(call: Call) -> Iterator[Row]:
     yield linear_row(call)
 
 
-@rule("aten.repeat")
+@rule("aten.repeat", "aten.tile")
 def repeat(call: Call) -> Iterator[Row]:
     """x -> y, r copies of dim d one after another, new dims in front
 
@@ -226,13 +226,30 @@ def repeat(call: Call) -> Iterator[Row]:
     P       -> P
     """
     x, y = call.operands[0], call.outputs[0]
-    for dim, copies in enumerate(call.arg(1, "repeats")):
+    repeats = call.arg(1, "dims" if call.op.startswith("aten.tile") else "repeats")
+    for dim, copies in enumerate((1,) * (y.ndim - len(repeats)) + tuple(repeats)):
         own = dim - (y.ndim - x.ndim)
         if own >= 0 and copies:
             counts = {*x.groups(own), *(g // copies for g in y.groups(dim) if g % copies == 0)}
             for groups in sorted(counts):
                 yield Row((Shard(own, groups),), (Shard(dim, copies * groups),))
     yield linear_row(call)
+
+
+@rule("aten.meshgrid")
+def meshgrid(call: Call) -> Iterator[Row]:
+    """vectors x0[A], x1[B], .. -> y0[A, B, ..], y1[A, B, ..], .., each varying along its own dim alone
+
+    x0        x1        y0        y1
+    S(0,g)    R      -> S(0,g)    S(0,g)    likewise for any other vector; `xy` swaps the first two dims
+    """
+    order = list(range(len(call.operands)))
+    if call.arg(1, "indexing", "ij") == "xy":
+        order[:2] = order[1::-1]
+    for k, there in enumerate(order[: len(call.operands)]):
+        for groups in shards((call.operands[k], 0), *((y, there) for y in call.outputs)) if call.operands[k].ndim else ():
+            ins = tuple(Shard(0, groups) if j == k else R for j in range(len(call.operands)))
+            yield Row(ins, tuple(Shard(there, groups) for _ in call.outputs))
 
 
 @rule("aten.repeat_interleave.self_int")

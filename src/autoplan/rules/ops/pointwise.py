@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from autoplan.placement import P, Placement, R
-from autoplan.rules.ops.dims import aligned, groups_of, shard_or_whole
+from autoplan.placement import P, Placement, R, Shard
+from autoplan.rules.ops.dims import aligned, groups_of, shard_or_whole, shards
 from autoplan.rules.registry import rule, rule_of_tag
 from autoplan.rules.row import Call, Row
 
@@ -58,6 +58,80 @@ def pointwise(call: Call) -> Iterator[Row]:
         for partial in _linear_forms(call, name):
             ins = tuple(None if k == lender else placement for k, placement in enumerate(partial))
             yield Row(ins, tuple(P for _ in call.outputs))
+
+
+@rule("aten.prelu", "aten._prelu_kernel")
+def prelu(call: Call) -> Iterator[Row]:
+    """x[N, C, ..], weight[C] (or one number) -> y
+
+    x          weight    y
+    S(d,g)     R      -> S(d,g)    any dim but that of the weight
+    S(1,g)     S(0,g) -> S(1,g)    channels
+
+    `_prelu_kernel` has a weight that broadcasts to x.
+    """
+    x, weight = call.operands
+    if weight.ndim == x.ndim > 1:
+        yield from pointwise(call)
+        return
+    for dim in range(x.ndim):
+        own = 0 if weight.ndim and weight.shape[0] > 1 and dim == min(1, x.ndim - 1) else None
+        for groups in shards((x, dim), (call.outputs[0], dim), *([] if own is None else [(weight, own)])):
+            yield Row((Shard(dim, groups), shard_or_whole(own, groups)), (Shard(dim, groups),))
+
+
+@rule("aten.bucketize.Tensor", "aten.isin.Tensor_Tensor", "aten.searchsorted.Tensor")
+def looked_up(call: Call) -> Iterator[Row]:
+    """x, a vector -> for each element of x where it stands among those of the vector, or whether it is one of them
+
+    x          vector    y
+    S(d,g)     R      -> S(d,g)    any dim; searchsorted has the vector first
+    """
+    if len(call.operands) != 2:
+        return
+    x, vector = call.operands if not call.op.startswith("aten.searchsorted") else call.operands[::-1]
+    for dim in range(x.ndim if vector.ndim == 1 or call.op.startswith("aten.isin") else 0):
+        for groups in shards((x, dim), (call.outputs[0], dim)):
+            yield Row(tuple(Shard(dim, groups) if spec is x else R for spec in call.operands), (Shard(dim, groups),))
+
+
+@rule("aten.cosine_similarity", "aten.pairwise_distance")
+def similarity(call: Call) -> Iterator[Row]:
+    """a, b, broadcast to each other -> y without dim c (the last, for distances), or with 1 there
+
+    a          b           y
+    S(d,g)     S(d',g)  -> S(e,g)    any other dim, d and d' where it is in a and b (R where it is stretched), e in y
+    """
+    shape = torch.broadcast_shapes(*(spec.shape for spec in call.operands))
+    similar = call.op.startswith("aten.cosine_similarity")
+    along = int(call.arg(2, "dim", 1)) % len(shape) if similar else len(shape) - 1
+    keeps = call.outputs[0].ndim == len(shape)
+    for dim, size in enumerate(shape):
+        own = [aligned(spec, len(shape), dim, size) for spec in call.operands]
+        there = dim - (dim > along and not keeps)
+        places = [(spec, d) for spec, d in zip(call.operands, own, strict=True) if d is not None]
+        for groups in groups_of((call.outputs[0], there), *places) if dim != along and size > 1 else ():
+            yield Row(tuple(shard_or_whole(d, groups) for d in own), (Shard(there, groups),))
+
+
+@rule("aten.cdist", "aten._cdist_forward")
+def distances(call: Call) -> Iterator[Row]:
+    """a[.., M, C], b[.., N, C] -> y[.., M, N], the distance of each pair
+
+    a           b           y
+    S(d,g)      S(d,g)   -> S(d,g)     leading dims, where neither is stretched
+    S(-2,g)     R        -> S(-2,g)
+    R           S(-2,g)  -> S(-1,g)
+    """
+    a, b, y = *call.operands, call.outputs[0]
+    for dim in range(y.ndim - 2):
+        if a.shape[:-2] == b.shape[:-2]:
+            for groups in shards((a, dim), (b, dim), (y, dim)):
+                yield Row((Shard(dim, groups), Shard(dim, groups)), (Shard(dim, groups),))
+    for groups in shards((a, a.ndim - 2), (y, y.ndim - 2)):
+        yield Row((Shard(a.ndim - 2, groups), R), (Shard(y.ndim - 2, groups),))
+    for groups in shards((b, b.ndim - 2), (y, y.ndim - 1)):
+        yield Row((R, Shard(b.ndim - 2, groups)), (Shard(y.ndim - 1, groups),))
 
 
 def _linear_forms(call: Call, name: str) -> Iterator[tuple[Placement, ...]]:

@@ -76,7 +76,7 @@ def local_mean(call: LocalCall) -> Tensor:
 @rule(
     "aten.amax", "aten.amin", "aten.prod.dim_int", "aten.logsumexp", "aten.argmax", "aten.argmin", "aten.any", "aten.all", "aten.var", "aten.std",
     "aten.max.dim", "aten.min.dim", "aten.max.default", "aten.min.default", "aten.median", "aten.var_mean", "aten.std_mean", "aten.prod.default",
-    "aten.count_nonzero",
+    "aten.count_nonzero", "aten.nansum", "aten.nanmean",
 )  # fmt: skip
 def reduction(call: Call) -> Iterator[Row]:
     """x -> y, some dims (or all) reduced
@@ -85,6 +85,20 @@ def reduction(call: Call) -> Iterator[Row]:
     S(d,g)  -> S(e,g)    a dim that is not reduced; e is where it ends up
     """
     yield from _other_dims(call, _reduced(call))
+
+
+@rule("aten.kthvalue", "aten.mode", "aten.aminmax")
+def one_of_each_line(call: Call) -> Iterator[Row]:
+    """x -> values (and their indices, or minimum and maximum) along dim c
+
+    x          y
+    S(d,g)  -> S(e,g)    any other dim; e is where it ends up
+    """
+    if call.op.startswith("aten.kthvalue"):
+        dim = call.arg(2, "dim", -1)
+    else:
+        dim = call.kwargs.get("dim") if call.op.startswith("aten.aminmax") else call.arg(1, "dim", -1)
+    yield from _other_dims(call, normal_dims(dim, call.operands[0].ndim))
 
 
 @rule("aten.linalg_vector_norm", "aten.norm")
@@ -148,6 +162,28 @@ def diff(call: Call) -> Iterator[Row]:
     P         P        -> P
     """
     yield from _lines(call, int(call.arg(2, "dim", -1)))
+    yield linear_row(call)
+
+
+_FOURIER = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+
+
+@rule(*(f"aten.fft_{name}{form}" for name in _FOURIER for form in ("", "2", "n")), "aten.fft_fftshift", "aten.fft_ifftshift")
+def fourier(call: Call) -> Iterator[Row]:
+    """x -> y, transformed along some dims (or all)
+
+    x          y
+    S(d,g)  -> S(d,g)    any other dim
+    P       -> P
+    """
+    ndim, name = call.operands[0].ndim, call.op.split(".")[1]
+    dims = (
+        call.arg(1, "dim")
+        if name.endswith("shift")
+        else call.arg(2, "dim", -1 if name.endswith("t") else (-2, -1) if name.endswith("2") else None)
+    )
+    transformed = normal_dims(dims, ndim)
+    yield from same_dims(call, (dim for dim in range(ndim) if dim not in transformed))
     yield linear_row(call)
 
 

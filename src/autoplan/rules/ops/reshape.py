@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from autoplan.placement import P, Shard
+from autoplan.rules.ops.dims import linear_row, same_dims
 from autoplan.rules.registry import Shapes, rule
 from autoplan.rules.row import Call, Row, TensorSpec
 
@@ -85,6 +86,18 @@ def _factors(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[tuple[Side,
         if a and b:
             factors.append((tuple(a), tuple(b)))
     return tuple(factors)
+
+
+@rule("aten.view_as_real", "aten.view_as_complex")
+def real_pairs(call: Call) -> Iterator[Row]:
+    """Complex numbers as pairs in a new last dim, or back
+
+    x          y
+    S(d,g)  -> S(d,g)    any dim but that of the pairs
+    P       -> P
+    """
+    yield from same_dims(call, range(min(call.operands[0].ndim, call.outputs[0].ndim)))
+    yield linear_row(call)
 
 
 @rule("aten.view.dtype")
