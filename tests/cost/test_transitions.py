@@ -10,17 +10,17 @@ import pytest
 from autoplan.cost.communication import steps_seconds
 from autoplan.cost.hardware import load_hardware
 from autoplan.cost.transitions import TransitionTable
-from autoplan.placement import Mesh, P, R, Shard
+from autoplan.placement import Mesh, P, Placement, Placements, R, Shard
 from autoplan.redistribution import collectives, lower
 
-STATES = [R, P, Shard(0), Shard(1), Shard(2), Shard(0, 2), Shard(1, 4)]
+STATES: list[Placement] = [R, P, Shard(0), Shard(1), Shard(2), Shard(0, 2), Shard(1, 4)]
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 4), (4, 8), (1, 4), (2, 2, 2), (2, 1, 2)])
 @pytest.mark.parametrize("profile", ["h200-sxm", "cpu-gloo", "test-free-links"])
 def test_every_pair_is_priced_as_its_steps(shape: tuple[int, ...], profile: str) -> None:
     mesh, hardware = Mesh(tuple("xyz"[: len(shape)]), shape), load_hardware(profile)
-    states = list(product(STATES[: 7 if len(shape) < 3 else 5], repeat=len(shape)))
+    states: list[Placements] = list(product(STATES[: 7 if len(shape) < 3 else 5], repeat=len(shape)))
     table = TransitionTable(mesh, hardware)
     table.announce(states, states)
     some = states[:: max(1, len(states) // 40)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from math import ceil
+from math import ceil, floor, log10
 
 from autoplan.assignment.gathers import gather_groups
 from autoplan.cost.hardware import Hardware
@@ -43,9 +43,5 @@ def nothing_fits(built: Built, limit_bytes: int, hardware: Hardware, options: Op
 def rounded_up_gib(amount: int) -> float:
     """Bytes in GiB with four significant digits, never less than they are."""
     gib = amount / GIB
-    scale = (
-        10 ** (3 - len(str(int(gib))))
-        if gib >= 1
-        else 10.0 ** (3 + len(f"{gib:.12f}".split(".")[1]) - len(f"{gib:.12f}".split(".")[1].lstrip("0")))
-    )
+    scale = 10.0 ** (3 - floor(log10(gib)))
     return ceil(gib * scale) / scale
