@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autoplan.rules.ops.dims import Labels, product_rows, same_dims
+from autoplan.rules.ops.dims import Labels, linear_row, product_rows, same_dims
 from autoplan.rules.registry import rule
 from autoplan.rules.row import Call, Row
 
@@ -40,7 +40,10 @@ def pooling(call: Call) -> Iterator[Row]:
 
     x          y
     S(d,g)  -> S(d,g)    samples and channels
+    P       -> P         averages
     """
     x = call.operands[0]
     positions = next(n for name, n in _POOLS.items() if name in call.op)
     yield from same_dims(call, range(x.ndim - positions))
+    if "avg" in call.op:
+        yield linear_row(call)
