@@ -12,18 +12,18 @@ from itertools import product
 from typing import Any
 
 import torch
+from example_calls import Example
 from torch import Tensor
 
-from autoplan.graph.ir import map_refs
 from autoplan.placement import Mesh, P, Partial, Placement, R, Replicate, Shard
 from autoplan.rules import Call, Row, rows_of, rule_of
 from autoplan.rules.execute import localize
 from autoplan.rules.prove import cut_global, example_call, join_local, prove
 from autoplan.rules.row import TensorSpec, make_strategy
-from example_calls import Example
 
 RANKS = Mesh(("x",), (2,))
 DRAWS = 8  # a combination that holds for other numbers too is no coincidence
+NOBODY: Any = None  # plain ops have nothing to say to other ranks
 _CLOSE = 1e-9  # as the prover has it
 Parts = Sequence[Tensor]
 
@@ -63,7 +63,10 @@ def _group_counts(size: int) -> list[int]:
 
 def _placements(spec: TensorSpec, grouped: bool) -> list[Placement]:
     shards: list[Placement] = [
-        Shard(dim, groups) for dim, size in enumerate(spec.shape) for groups in (_group_counts(size) if grouped else [1]) if size and size % 2 == 0
+        Shard(dim, groups)
+        for dim, size in enumerate(spec.shape)
+        for groups in (_group_counts(size) if grouped else [1])
+        if size and size % 2 == 0
     ]
     return [R, *shards, *([P] if spec.is_float else [])]
 
@@ -73,7 +76,8 @@ def _passing_forward(call: Call, operands: Sequence[Tensor]) -> Iterator[Row]:
     grouped = len(call.operands) < 2
     choices = [_placements(spec, grouped) for spec in call.operands]
     targets = [_placements(spec, grouped) for spec in call.outputs]
-    wanted = _outputs(localize(call, make_strategy((_replicated(call),), (False,), call.operands, call.outputs), RANKS).run(operands, None))  # type: ignore[arg-type]
+    alone = make_strategy((_replicated(call),), (False,), call.operands, call.outputs)
+    wanted = _outputs(localize(call, alone, RANKS).run(operands, NOBODY))
     parts = [
         {placement: list(cut_global(x, (placement,), RANKS).values()) for placement in choice} | {None: [x.new_zeros((1,) * x.ndim)] * 2}
         for x, choice in zip(operands, choices, strict=True)
@@ -101,11 +105,7 @@ def _run(call: Call, row: Row, local: Sequence[Parts]) -> list[list[Tensor]] | N
     """What each rank makes, None where the op refuses."""
     try:
         op = localize(call, make_strategy((row,), (False,), call.operands, call.outputs), RANKS)
-        made = []
-        for rank in range(2):
-            args, kwargs = map_refs((op.args, dict(op.kwargs)), lambda ref, rank=rank: local[ref.value][rank])  # type: ignore[misc]
-            made.append(_outputs(op.target(*args, **kwargs)))
-        return made
+        return [_outputs(op.run([parts[rank] for parts in local], NOBODY)) for rank in range(2)]
     except Exception:  # whatever torch raises for shapes that do not go together
         return None
 

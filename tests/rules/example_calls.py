@@ -102,13 +102,13 @@ def integers(high: int, *sizes: int) -> Tensor:
     "aten.gelu.default", "aten.tanh.default", "aten.exp.default", "aten.cos.default", "aten.sigmoid.default", "aten.softplus.default",
     "aten.log_sigmoid.default", "aten.leaky_relu.default", "aten.hardswish.default", "aten.special_expit.default", "aten.fix.default",
     "aten.clone.default", "aten.alias.default", "aten.contiguous.default", "aten.detach.default", "aten.lift_fresh_copy.default",
-    "aten._to_copy.default", "aten.isreal.default", "aten.special_log1p.default", "aten.deg2rad.default", "aten.square.default",
+    "aten._to_copy.default", "aten.isreal.default", "aten.deg2rad.default", "aten.square.default",
 )  # fmt: skip
 def unary(op: str, source: Source) -> Example:
     return Example(op, (source.floats(*shape(source, 2, 3, 0)),))
 
 
-@_calls("aten.rsqrt.default", "aten.log.default", "aten.reciprocal.default")
+@_calls("aten.rsqrt.default", "aten.log.default", "aten.reciprocal.default", "aten.special_log1p.default")
 def unary_positive(op: str, source: Source) -> Example:
     return Example(op, (positive(source, *shape(source, 2, 3, 0)),))
 
@@ -405,24 +405,26 @@ def attention_causal(op: str, source: Source) -> Example:
 
 # --- normalisations
 
+EPSILON = 0.1  # a group of one number has no variance: its gradient would be a difference of large numbers
+
 
 @_calls("aten.layer_norm.default", "aten.native_layer_norm.default")
 def layer_norm(op: str, source: Source) -> Example:
     sizes = shape(source, 3, 2)
     normalised = sizes[source.choice([-1, -2]) :]
-    return Example(op, (source.floats(*sizes), normalised, source.floats(*normalised), source.floats(*normalised), 1e-5))
+    return Example(op, (source.floats(*sizes), normalised, source.floats(*normalised), source.floats(*normalised), EPSILON))
 
 
 @_calls("aten.rms_norm.default", "aten._fused_rms_norm.default")
 def rms_norm(op: str, source: Source) -> Example:
     sizes = shape(source, 3, 2)
-    return Example(op, (source.floats(*sizes), sizes[-1:], source.floats(*sizes[-1:]), 1e-5))
+    return Example(op, (source.floats(*sizes), sizes[-1:], source.floats(*sizes[-1:]), EPSILON))
 
 
 @_calls("aten.group_norm.default")
 def group_norm(op: str, source: Source) -> Example:
     n, groups, c, t = (source.size() for _ in range(4))
-    return Example(op, (source.floats(n, groups * c, t), groups, source.floats(groups * c), source.floats(groups * c)))
+    return Example(op, (source.floats(n, groups * c, t), groups, source.floats(groups * c), source.floats(groups * c), EPSILON))
 
 
 # --- convolutions and pooling: `n` spatial dims
@@ -892,7 +894,12 @@ def constant(op: str, source: Source) -> Example:
 
 @_calls("aten.full.default")
 def full(op: str, source: Source) -> Example:
-    return Example(op, (shape(source, 2, 1, 0), source.choice([3.5, 3, True])))
+    return Example(op, (shape(source, 2, 1, 0), source.choice([3, True])))
+
+
+@_calls("aten.full.default", form="of floats")
+def full_of_floats(op: str, source: Source) -> Example:
+    return Example(op, (shape(source, 2, 1, 0), 3.5), {"dtype": torch.float64})
 
 
 @_calls("aten.scalar_tensor.default")
@@ -951,5 +958,3 @@ def triangle_indices(op: str, source: Source) -> Example:
 @_calls("aten.dropout.default", "aten.native_dropout.default")
 def dropout_that_drops_nothing(op: str, source: Source) -> Example:
     return Example(op, (source.floats(*shape(source, 2, 3)), 0.5, False))
-
-

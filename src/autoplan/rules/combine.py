@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from autoplan.placement import Mesh, Partial, R, Shard
-from autoplan.rules.registry import rule_of
+from autoplan.rules.registry import is_random, rule_of
 from autoplan.rules.row import Call, Row, Strategy, make_strategy
 
 
@@ -49,8 +49,9 @@ def rows_of(call: Call) -> tuple[Row, ...]:
 
 
 def replicated_row(call: Call) -> Row:
-    """Everything on every rank: valid for every deterministic op."""
-    return Row(tuple(R for _ in call.operands), tuple(R for _ in call.outputs))
+    """Everything on every rank; a random op that has no rule draws the same numbers on all of them."""
+    local = "drawn" if rule_of(call.op) is None and is_random(call.op) else None
+    return Row(tuple(R for _ in call.operands), tuple(R for _ in call.outputs), local=local)
 
 
 def cut_call(call: Call, row: Row, axis_size: int) -> Call:

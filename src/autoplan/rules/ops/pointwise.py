@@ -81,10 +81,9 @@ def _linear_forms(call: Call, name: str) -> Iterator[tuple[Placement, ...]]:
     elif name in _QUOTIENTS and call.operand(0, "self") == 0 and call.kwargs.get("rounding_mode") is None:
         yield (P, *(R for _ in range(n - 1)))
     for together in _JOINTLY.get(name, ()):
-        terms = [(call.operand(k), call.args[k] if k < len(call.args) else None) for k in together]
-        if all(operand is not None or number == 0 for operand, number in terms):
-            chosen = {operand for operand, _ in terms}
-            yield tuple(P if k in chosen else R for k in range(n))
+        tensors = {operand for k in together if (operand := call.operand(k)) is not None}
+        if all(call.operand(k) is not None or call.arg(k, "value") == 0 for k in together):
+            yield tuple(P if k in tensors else R for k in range(n))
 
 
 def _name(call: Call) -> str:

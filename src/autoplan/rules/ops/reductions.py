@@ -57,7 +57,7 @@ def mean(call: Call) -> Iterator[Row]:
 def _sums(call: Call, implementation: str | None) -> Iterator[Row]:
     x, reduced = call.operands[0], _reduced(call)
     yield from _other_dims(call, reduced)
-    for dim in reduced:
+    for dim in reduced if 0 not in x.shape else ():
         for groups in shards((x, dim)):
             yield Row((Shard(dim, groups),), (P,), local=implementation)
     yield linear_row(call)
