@@ -59,7 +59,7 @@ def known(rules: str | None, *, markdown: bool, as_json: bool) -> None:
     from autoplan.rules.describe import as_markdown, as_text, documented_rules
 
     if markdown:
-        put(as_markdown(documented_rules(own=False)))
+        put(as_markdown(documented_rules(users=False)))
         return
     if rules is not None:
         from autoplan.load import load_rules

@@ -40,11 +40,11 @@ class DocumentedRule:
         return tuple(found)
 
 
-def documented_rules(*, own: bool = True) -> tuple[DocumentedRule, ...]:
-    """The rules by family and op; `own=False` leaves out those that users registered."""
+def documented_rules(*, users: bool = True) -> tuple[DocumentedRule, ...]:
+    """The rules by family and op, those that users registered only where asked for."""
     shared: dict[tuple[str, str], list[Rule]] = {}
     for rule in all_rules():
-        if own or rule.rows.__module__.startswith("autoplan."):
+        if users or rule.is_own:
             shared.setdefault((family_of(rule), rule.doc), []).append(rule)
     return tuple(
         DocumentedRule(family, _title(rules[0]), tuple(rule.op for rule in rules), cleandoc(doc))
@@ -54,8 +54,7 @@ def documented_rules(*, own: bool = True) -> tuple[DocumentedRule, ...]:
 
 def family_of(rule: Rule) -> str:
     """The name of the file in which a rule stands, without its ending."""
-    code = getattr(rule.rows, "__code__", None)
-    return Path(code.co_filename).stem if code else rule.rows.__module__.rpartition(".")[2]
+    return Path(rule.source.rpartition(":")[0]).stem
 
 
 def _title(rule: Rule) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from autoplan.collectives import SimulatedCollectives, run_simulated
 from autoplan.graph.ir import Ref, map_refs
 from autoplan.placement import Mesh, Partial, Placements, Shard, forward_of, gradient_of, local_shape
+from autoplan.rules.combine import strategies_of
 from autoplan.rules.execute import localize, torch_op
 from autoplan.rules.row import Call, Strategy, TensorSpec
 
@@ -45,6 +46,18 @@ def prove(call: Call, strategy: Strategy, mesh: Mesh, make_operand: MakeOperand 
         raise AssertionError(f"{where}\n  needs {strategy.needs} makes {strategy.makes}\n  {error}") from None
     except Exception as error:
         raise AssertionError(f"{where}\n  needs {strategy.needs} makes {strategy.makes}\n  {type(error).__name__}: {error}") from error
+
+
+def prove_rule(op: str, *args: Any, meshes: Sequence[tuple[int, ...]] = ((2,), (3,), (2, 2), (2, 3)), **kwargs: Any) -> int:
+    """Prove every strategy of a call of `op` on real tensors, on each mesh; how many of them split the work."""
+    call, operands = example_call(op, *args, **kwargs)
+    splitting = 0
+    for shape in meshes:
+        mesh = Mesh(tuple("xyzuvw"[: len(shape)]), shape)
+        for strategy in strategies_of(call, mesh):
+            prove(call, strategy, mesh, lambda k: operands[k])
+            splitting += not all(row.is_replicated for row in strategy.rows)
+    return splitting
 
 
 def random_operand(call: Call, k: int) -> Tensor:

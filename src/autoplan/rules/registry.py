@@ -93,6 +93,17 @@ class Rule:
     doc: str
     runs_as: str | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is autoplan's and not a user's."""
+        return self.rows.__module__.startswith("autoplan.")
+
+    @property
+    def source(self) -> str:
+        """The file and line of its function."""
+        code = getattr(self.rows, "__code__", None)
+        return f"{code.co_filename}:{code.co_firstlineno}" if code else self.rows.__module__
+
 
 _RULES: dict[str, Rule] = {}
 _TAGGED: dict[torch.Tag, RowsOf] = {}

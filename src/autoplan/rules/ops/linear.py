@@ -72,8 +72,12 @@ def matmul(call: Call) -> Iterator[Row]:
 def einsum(call: Call) -> Iterator[Row]:
     """A sum of products over labelled dims
 
-    A label is cut in every operand that has it: it stays cut in the output, or the output is P where it is summed over.
-    P in one operand, R in the others -> P. No rows for `...` and for labels repeated within an operand.
+    x         w          y
+    S(d,g)    S(e,g)  -> S(f,g)    a label of the output, cut in every operand that has it; R where one has it not
+    S(d,g)    S(e,g)  -> P         a label that is summed over, cut in every operand that has it
+    P         R       -> P         linear in each operand
+
+    No rows for `...` and for labels repeated within an operand.
     """
     equation = str(call.args[0]).replace(" ", "")
     left, arrow, output = equation.partition("->")
