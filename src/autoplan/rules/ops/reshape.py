@@ -32,7 +32,7 @@ def reshape(call: Call) -> Iterator[Row]:
     P       -> P
 
     [B, T, D] -> [B*T, D] has S(1) -> S(0,B), [B, T, H*E] -> [B, T, H, E] has S(2) -> S(2), both ways. One of g, h is 1,
-    or they are equal, as where a fused [B, T, 3*H*E] with S(2,3) becomes [B, T, 3*H, E]: a regrouped group is of no use to anyone. The view runs as `reshape` to the local shape: a
+    or the dim is untouched: a regrouped group is of no use to anyone. The view runs as `reshape` to the local shape: a
     local tensor may be laid out in another way than the global one, so that a plain view of it need not exist.
     """
     x, y = call.operands[0], call.outputs[0]
@@ -41,7 +41,7 @@ def reshape(call: Call) -> Iterator[Row]:
         for before in sorted(_cuts(left, x) | _cuts(right, y)):
             for source in _at(left, before):
                 for target in _at(right, before):
-                    if 1 in (source.groups, target.groups) or source.groups == target.groups:
+                    if 1 in (source.groups, target.groups) or len(left) == len(right) == 1:
                         yield Row((source, *lenders), (target,))
     yield Row((P, *lenders), (P,))
 
