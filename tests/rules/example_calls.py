@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -61,6 +63,32 @@ class Example:
 
 Make = Callable[[Source], Example]
 CALLS: dict[str, Make] = {}
+
+
+def cases() -> dict[str, tuple[Any, ...]]:
+    """The calls that other files of this folder prove, (op, arguments..): those in their tables called `..CASES`."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        for name, table in vars(import_module(path.stem)).items():
+            if name.endswith("CASES"):
+                found.update({f"{path.stem} {name} {key}": case for key, case in table.items() if isinstance(case[0], str)})
+    return found
+
+
+def redrawn(case: tuple[Any, ...], seed: int) -> Example:
+    """A call with the elements of its tensors in another order, floats in fp64."""
+    torch.manual_seed(seed)
+    op, *args = case
+    return Example(op, tuple(map(_shuffled, args)))
+
+
+def _shuffled(argument: Any) -> Any:
+    if isinstance(argument, list):
+        return [_shuffled(item) for item in argument]
+    if not isinstance(argument, Tensor):
+        return argument
+    mixed = argument.flatten()[torch.randperm(argument.numel())].view(argument.shape)
+    return mixed.double() if mixed.is_floating_point() else mixed
 
 
 def _calls(*ops: str, form: str = "") -> Callable[[Callable[[str, Source], Example]], Callable[[str, Source], Example]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
-from example_calls import CALLS, Choice, Example
+from example_calls import CALLS, Choice, Example, cases
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -61,16 +59,9 @@ def test_every_rule_on_drawn_calls(prove_op: Callable[..., int], name: str, data
     )
 
 
-def cases() -> Iterator[str]:
-    """Every op that a test of this folder proves: those of the catalogue, and those of the tables called `..CASES`."""
-    yield from (name.partition(",")[0] for name in CALLS)
-    for path in Path(__file__).parent.glob("test_*.py"):
-        tables = [table for name, table in vars(import_module(path.stem)).items() if name.endswith("CASES")]
-        yield from (case[0] for table in tables for case in table.values() if isinstance(case[0], str))
-
-
 def test_every_rule_is_in_a_case() -> None:
-    proved = {name for op in cases() for name in (op, op.rpartition(".")[0])}
+    ops = {*(name.partition(",")[0] for name in CALLS), *(case[0] for case in cases().values())}
+    proved = {name for op in ops for name in (op, op.rpartition(".")[0])}
     own = [rule.op for rule in all_rules() if rule.is_own]
     assert not [op for op in own if op not in proved], "add these to CALLS (example_calls.py) or to a CASES"
 
