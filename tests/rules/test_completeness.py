@@ -30,8 +30,8 @@ class LeftOut:
 
 LEFT_OUT = (
     LeftOut(
-        r"linear|conv\dd",
-        r"R P( P)? -> P",
+        r"linear|bilinear|conv\dd|conv_transpose\dd|convolution",
+        r"R (R )?P( P)? -> P",
         "nobody makes a weight that is a partial sum: it would be whole in memory, and every rank would do all of the work",
     ),
     LeftOut(
@@ -45,12 +45,12 @@ LEFT_OUT = (
         "linear in v, but every rank would compute all of softmax(q k), which is the work",
     ),
     LeftOut(
-        r"(max|avg)_pool\dd",
-        r"S\([234]\) -> S\([234]\)",
+        r"(max|avg)_pool\dd|upsample_nearest\dd|im2col",
+        r"S\([1234](,\d+)?\) -> S\([1234](,\d+)?\)",
         "positions hold only where windows lie side by side and none lies across the cut; samples and channels do as well",
     ),
     LeftOut(
-        r"view|reshape|_unsafe_view|_reshape_alias|flatten|unflatten|ravel",
+        r"view|reshape|_unsafe_view|_reshape_alias|flatten|unflatten|ravel|channel_shuffle",
         r"S\(\d,\d+\) -> S\(\d,\d+\)",
         "groups on both sides: fused weights are viewed as [.., 3, heads, width], where one side has none, and these rows add a tenth "
         "to all strategies of GPT-2 on two axes (2109 instead of 1898)",
