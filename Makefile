@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 REQUESTS := $(wildcard configs/*.yaml)
 
-.PHONY: help install demo test test-zoo test-all plans lint format clean
+.PHONY: help install demo test test-zoo test-all plans docs lint format clean
 
 help: ## Show what one can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-all: $(INSTALLED) ## Run all tests
 plans: $(INSTALLED) ## Plan every request in configs/ into plans/, to be reviewed as a diff
 	mkdir -p plans
 	for request in $(REQUESTS); do echo "$$request" >&2; $(BIN)/autoplan plan "$$request" -o "plans/$$(basename "$$request")"; done
+
+docs: $(INSTALLED) ## Write docs/OPS.md from the rules
+	$(BIN)/autoplan ops --markdown > docs/OPS.md.tmp && mv docs/OPS.md.tmp docs/OPS.md
 
 lint: $(INSTALLED) ## Check format, style and types; pre-commit runs the same
 	$(BIN)/ruff format --check .

@@ -42,12 +42,30 @@ class Target:
     settings: Mapping[str, Any]  # what `set` of a plan records
     file: Path | None = None  # absolute; None for `package.module:factory`
     suffix: str = field(default="", kw_only=True)  # ":factory", empty for a config.json
+    rules: UserRules | None = field(default=None, kw_only=True)
 
     def relative_to(self, folder: str | os.PathLike[str]) -> str:
         """The target as a plan in `folder` writes it: files relative to the plan, modules as they are."""
-        if self.file is None:
-            return self.name
-        return Path(os.path.relpath(self.file, Path(folder).resolve())).as_posix() + self.suffix
+        return self.name if self.file is None else _relative(self.file, folder) + self.suffix
+
+    def rules_relative_to(self, folder: str | os.PathLike[str]) -> str | None:
+        """The module of the user's rules as a plan in `folder` writes it, None where there is none."""
+        if self.rules is None:
+            return None
+        return self.rules.name if self.rules.file is None else _relative(self.rules.file, folder)
+
+
+@dataclass(frozen=True, slots=True)
+class UserRules:
+    """A module that registered rules for the user's ops when it was imported."""
+
+    name: str  # as the user names it: "my_rules.py", "package.module"
+    file: Path | None = None  # absolute; None for a module
+
+    @property
+    def place(self) -> str:
+        """The file or module, to be found from any folder."""
+        return self.name if self.file is None else str(self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +85,13 @@ def load_target(
     seq: int | None = None,
     mode: str = "train",
     base: str | os.PathLike[str] = ".",
+    rules: UserRules | None = None,
 ) -> Target:
     """The target `text` names, a relative file being looked up from the folder `base`; raises TargetError.
 
     `batch` and `seq` are settings like any other, so that a plan's `set` tells all there is to know. `settings` are
-    checked against the factory's parameters: an unknown name or a value of another type is a UsageError.
+    checked against the factory's parameters: an unknown name or a value of another type is a UsageError. `rules` are
+    those that the model's ops need, loaded already.
     """
     given = dict(settings or {})
     given |= {key: value for key, value in (("batch", batch), ("seq", seq)) if value is not None}
@@ -80,19 +100,29 @@ def load_target(
     if place.endswith(".json"):
         from autoplan.hf import EXAMPLE_SIZE, hugging_face_factory
 
-        path = _existing_file(place, base, text)
+        path = _existing_file(place, base, f"target {text}", FORMS)
         factory = hugging_face_factory(path, mode)
-        return Target(text, factory, check_settings(factory, EXAMPLE_SIZE | given, text), path)
+        return Target(text, factory, check_settings(factory, EXAMPLE_SIZE | given, text), path, rules=rules)
     if names_file(place):
-        path = _existing_file(place, base, text)
+        path = _existing_file(place, base, f"target {text}", FORMS)
         module = _import_file(path, place)
         factory = _find_factory(module, factory_name, place)
         name = f"{place}:{factory_name}"
-        return Target(name, factory, check_settings(factory, given, name), path, suffix=f":{factory_name}")
+        return Target(name, factory, check_settings(factory, given, name), path, suffix=f":{factory_name}", rules=rules)
     if ":" not in text:
         raise TargetError(f"no such target: {text}", next_step=FORMS)
     factory = _find_factory(_import_module(place), factory_name, place)
-    return Target(text, factory, check_settings(factory, given, text))
+    return Target(text, factory, check_settings(factory, given, text), rules=rules)
+
+
+def load_rules(text: str, base: str | os.PathLike[str] = ".") -> UserRules:
+    """Imports the file (looked up from the folder `base`) or module that registers a user's rules; raises TargetError."""
+    if text.endswith(".py"):
+        path = _existing_file(text, base, f"rules {text}", "rules are file.py or package.module")
+        _import_file(path, text)
+        return UserRules(text, path)
+    _import_module(text)
+    return UserRules(text)
 
 
 def build_meta(target: Target) -> Built:
@@ -153,13 +183,17 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _existing_file(place: str, base: str | os.PathLike[str], text: str) -> Path:
+def _relative(file: Path, folder: str | os.PathLike[str]) -> str:
+    return Path(os.path.relpath(file, Path(folder).resolve())).as_posix()
+
+
+def _existing_file(place: str, base: str | os.PathLike[str], where: str, forms: str) -> Path:
     path = Path(base, place).expanduser()
     if path.is_file():
         return path.resolve()
     siblings = [str(Path(place).parent / p.name) for p in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
     close = difflib.get_close_matches(place, siblings, 1)
-    raise TargetError(f"no such file: {place}", where=f"target {text}", next_step=f"did you mean {close[0]}?" if close else FORMS)
+    raise TargetError(f"no such file: {place}", where=where, next_step=f"did you mean {close[0]}?" if close else forms)
 
 
 def _import_file(path: Path, place: str) -> ModuleType:

@@ -1,6 +1,7 @@
 """A request: what to plan and for which machine, as a YAML file in configs/. No torch.
 
     target: autoplan.models.llama:build     # or a file, relative to this one
+    rules: my_rules.py                      # registers rules of one's own ops; or a module
     set: {n_layers: 16}
     mesh: 2x4
     hardware: h200-sxm                      # or a profile's file, relative to this one
@@ -44,6 +45,7 @@ class Request:
     seq: int | None = None
     pins: str | tuple[Any, ...] = ()  # a pins file, or its entries
     seed: int = 0
+    rules: str | None = None  # a file or module that registers rules
 
     def __post_init__(self) -> None:
         for name, allowed in (("mode", MODES), ("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
@@ -90,6 +92,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "seq": (int,),
     "pins": (str, list),
     "seed": (int,),
+    "rules": (str,),
 }
 _NAMES = {str: "a text", int: "a whole number", float: "a number", dict: "a mapping", list: "a list"}
 assert {"settings" if key == "set" else key for key in _KINDS} == {f.name for f in fields(Request)}
@@ -101,6 +104,8 @@ def _to_request(given: dict[str, Any], folder: Path) -> Request:
         given["target"] = _beside(folder, given["target"])
     if given.get("hardware", "").endswith((".yaml", ".yml")):
         given["hardware"] = _beside(folder, given["hardware"])
+    if given.get("rules", "").endswith(".py"):
+        given["rules"] = _beside(folder, given["rules"])
     if isinstance(given.get("mesh"), dict):
         given["mesh"] = ",".join(f"{name}={size}" for name, size in given["mesh"].items())
     elif "mesh" in given:

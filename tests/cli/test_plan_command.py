@@ -139,11 +139,3 @@ def test_without_hardware_the_gpu_here_decides(
     assert hardware.choose_hardware(None, None).name == name
     captured = capsys.readouterr()
     assert captured.out == "" and said in captured.err
-
-
-@pytest.mark.usefixtures("model")
-def test_ops_lists_rules_and_what_a_model_lacks(run: Run) -> None:
-    known = run("ops")
-    assert known.code == 0 and "aten.linear" in known.out and "column parallel" in known.out
-    used = run("ops", "model.py:unknown")
-    assert used.code == 0 and used.out.splitlines()[0].startswith("aten.linalg_inv") and "no rule, runs replicated" in used.out

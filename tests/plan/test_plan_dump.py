@@ -175,7 +175,9 @@ def plans(draw):
         return FallbackLine(draw(ADDRESSES), draw(NAMED), draw(st.integers(1, 99)), draw(AMOUNTS))
 
     sizes = st.none() | st.integers(1, 9999)
-    model = ModelInfo(*(draw(s) for s in (NAMED, st.integers(0), NAMED, NAMED, st.dictionaries(TEXTS, RAW, max_size=3), sizes, sizes)))
+    model = ModelInfo(
+        *(draw(s) for s in (NAMED, st.integers(0), NAMED, NAMED, st.dictionaries(TEXTS, RAW, max_size=3), sizes, sizes, st.none() | NAMED))
+    )
     asked = st.sampled_from(["train", "infer"]), st.sampled_from(OPTIMIZERS), st.sampled_from(PRECISIONS)
     limit = st.none() | st.floats(0, 1e6)
     return Plan(

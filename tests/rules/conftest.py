@@ -49,6 +49,7 @@ def prove_strategies(
     hints: dict[int, dict[int, int]] | None = None,
     meshes: Sequence[tuple[int, ...]] = ONE_AXIS + TWO_AXES,
     limit: int = 60,
+    in_double: bool = True,
     **kwargs: Any,
 ) -> int:
     """Prove all strategies on each mesh, or `limit` of them drawn at random; how many of them split the work.
@@ -64,7 +65,7 @@ def prove_strategies(
         if len(strategies) > limit:
             strategies = tuple(random.Random(0).sample(strategies, limit))
         for strategy in strategies:
-            prove(call, strategy, mesh, lambda k: operands[k])
+            prove(call, strategy, mesh, lambda k: operands[k], in_double=in_double)
             PROVED["rows"].update((op, str(row)) for row in strategy.rows)
             splitting += not all(row.is_replicated for row in strategy.rows)
         PROVED["cases"] += len(strategies)

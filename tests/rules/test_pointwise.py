@@ -66,7 +66,7 @@ CASES = {
     "and": ("aten.__and__.Tensor", A > 0, B > 0),
     "le": ("aten.le.Tensor", A, B),
     "eq": ("aten.eq.Tensor", A, A),
-    "ne": ("aten.ne.Scalar", A, 1),
+    "ne": ("aten.ne.Scalar", A.round(), 1),
     "logical_not": ("aten.logical_not.default", A > 0),
     "bitwise_not": ("aten.bitwise_not.default", A > 0),
     "floor_divide": ("aten.floor_divide.default", torch.arange(6), 2),

@@ -42,6 +42,22 @@ def test_a_wrong_gradient_is_refused() -> None:
         prove(call, strategy, MESH)
 
 
+def test_a_wrong_dtype_is_refused_in_the_operands_own_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight as fp32 tensor widens the mean of halves; in fp64 nobody would see it."""
+    monkeypatch.setattr("autoplan.rules.registry._LOCALS", {"mean": lambda call: call.args[0].float().mean() / 2})
+    x = torch.randn(4, 4, dtype=torch.bfloat16)
+    call, strategy = strategy_of("aten.mean.default", Row((Shard(0),), (P,), local="mean"), x)
+    with pytest.raises(AssertionError, match=r"output 0 is torch\.float32, not torch\.bfloat16"):
+        prove(call, strategy, MESH, lambda _: x, in_double=False)
+
+
+def test_in_half_precision_a_wrong_factor_is_still_seen() -> None:
+    x = torch.ones(4, 4, dtype=torch.bfloat16)
+    call, strategy = strategy_of("aten.mean.default", Row((Shard(0),), (P,)), x)
+    with pytest.raises(AssertionError, match="output 0 is off by 1"):
+        prove(call, strategy, MESH, lambda _: x, in_double=False)
+
+
 def test_joining_undoes_cutting() -> None:
     x, mesh = torch.randn(12, 12, dtype=torch.float64), Mesh(("x", "y"), (2, 3))
     for placements in [(Shard(0), Shard(0)), (Shard(0, 2), Shard(1)), (P, Shard(1, 2)), (R, P), (P, P), (Shard(1), R)]:

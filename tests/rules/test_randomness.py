@@ -19,12 +19,27 @@ CASES = {
     "dropout": ("aten.dropout.default", torch.ones(64, 64), 0.5, True),
     "native_dropout": ("aten.native_dropout.default", torch.ones(64, 64), 0.5, True),
     "rand": ("aten.rand.default", [64, 64]),
+    "randn": ("aten.randn.default", [64, 64]),
+    "normal": ("aten.normal.float_float", 1.0, 2.0, [64, 64]),
+    "rand_like": ("aten.rand_like.default", torch.ones(64, 64)),
     "randn_like": ("aten.randn_like.default", torch.ones(64, 64)),
     "randint": ("aten.randint.low", 5, 500, [64, 64]),
+    "randint_like": ("aten.randint_like.default", torch.ones(64, 64), 500),
+    "rrelu": ("aten.rrelu.default", -torch.ones(64, 64), 0.1, 0.9, True),
+    "normal_functional": ("aten.normal_functional.default", torch.ones(64, 64)),
     "bernoulli": ("aten.bernoulli.default", torch.full((64, 64), 0.5)),
     "bernoulli.p": ("aten.bernoulli.p", torch.zeros(64, 64), 0.5),
     "attention": ("aten.scaled_dot_product_attention.default", *QKV, None, 0.5),
 }
+WHOLE = {  # drawn whole on every rank; poisson has no rule
+    "alpha_dropout": ("aten.alpha_dropout.default", torch.ones(64, 64), 0.5, True),
+    "feature_dropout": ("aten.feature_dropout.default", torch.ones(64, 64), 0.5, True),
+    "multinomial": ("aten.multinomial.default", torch.ones(64, 64), 8),
+    "randperm": ("aten.randperm.default", 64),
+    "poisson": ("aten.poisson.default", torch.full((64, 64), 3.0)),
+}
+CASES |= WHOLE
+SPLIT = [case for case in CASES if case not in WHOLE]
 
 
 def run(case: str, made: Placements, seed: int = 3) -> dict[tuple[int, ...], Tensor]:
@@ -48,7 +63,7 @@ def test_replicas_draw_the_same_numbers(case: str) -> None:
     assert all(torch.equal(part, parts[0, 0]) for part in parts.values())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SPLIT)
 def test_shards_draw_different_numbers(case: str) -> None:
     if case == "attention":
         QKV[0][:], QKV[1][:], QKV[2][:] = 1.0, 1.0, 1.0  # ranks then differ by their numbers only
@@ -56,7 +71,7 @@ def test_shards_draw_different_numbers(case: str) -> None:
     assert len({part.numpy().tobytes() for part in parts.values()}) == 4
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SPLIT)
 def test_replicas_of_a_shard_agree(case: str) -> None:
     parts = run(case, (R, Shard(0)))
     assert torch.equal(parts[0, 0], parts[1, 0]) and torch.equal(parts[0, 1], parts[1, 1])
@@ -65,12 +80,12 @@ def test_replicas_of_a_shard_agree(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_seed_decides(case: str) -> None:
-    first, again, other = (run(case, (R, Shard(0)), seed) for seed in (3, 3, 4))
+    first, again, other = (run(case, (R, R) if case in WHOLE else (R, Shard(0)), seed) for seed in (3, 3, 4))
     assert torch.equal(first[0, 0], again[0, 0])
     assert case == "attention" or not torch.equal(first[0, 0], other[0, 0])
 
 
-@pytest.mark.parametrize("case", ["attention", "bernoulli"])
+@pytest.mark.parametrize("case", ["attention", "bernoulli", "poisson"])
 def test_the_default_generator_is_left_as_it_was(case: str) -> None:
     call, operands = example_call(*CASES[case])
     mesh = Mesh(("x",), (1,))

@@ -24,7 +24,7 @@ CASES = {
     "logsumexp": ("aten.logsumexp.default", X, [2]),
     "argmax": ("aten.argmax.default", X, -1),
     "var": ("aten.var.correction", X, [1]),
-    "any": ("aten.any.dim", X > 0, 1),
+    "any": ("aten.any.dim", X > 1, 1),
     "norm": ("aten.linalg_vector_norm.default", X, 2, [1]),
     "softmax": ("aten.softmax.int", X, 1),
     "log_softmax": ("aten.log_softmax.int", X, -1),

@@ -26,6 +26,7 @@ batch_option = click.option("--batch", type=click.IntRange(min=1), metavar="B", 
 seq_option = click.option("--seq", type=click.IntRange(min=1), metavar="T", help="Sequence length of the example input.")
 mode_option = click.option("--mode", type=click.Choice(MODES), help="What is planned; train unless said.")
 hardware_option = click.option("--hardware", metavar="NAME|FILE", help="A hardware profile.")
+rules_option = click.option("--rules", metavar="FILE|MODULE", help="Registers rules for ops of your own.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
 
@@ -48,28 +49,33 @@ def said_by(file: str | None) -> Iterator[None]:
 
 def target_of_request(request: Request) -> Target:
     """The factory and settings a request names."""
-    from autoplan.load import load_target
+    from autoplan.load import load_rules, load_target
 
-    return load_target(request.target, request.settings, batch=request.batch, seq=request.seq, mode=request.mode)
+    rules = load_rules(request.rules) if request.rules else None
+    return load_target(request.target, request.settings, batch=request.batch, seq=request.seq, mode=request.mode, rules=rules)
 
 
-def target_of_plan(plan: Plan, path: Path, target: str | None = None, settings: Mapping[str, Any] | None = None) -> Target:
-    """The factory a plan file names, relative to it, or `target` in its place; `settings` override the plan's."""
-    from autoplan.load import load_target
+def target_of_plan(
+    plan: Plan, path: Path, target: str | None = None, settings: Mapping[str, Any] | None = None, rules: str | None = None
+) -> Target:
+    """The factory and rules a plan file names, relative to it, or `target` and `rules` in their place; `settings` override the plan's."""
+    from autoplan.load import load_rules, load_target
 
     if target is not None and is_request(target):
-        return target_of_request(load_request(target).override(mode=plan.options.mode, settings=settings))
+        return target_of_request(load_request(target).override(mode=plan.options.mode, settings=settings, rules=rules))
     model = plan.model
     sizes = {"batch": model.batch, "seq": model.seq}
     try:
+        registered = load_rules(rules) if rules else load_rules(model.rules, path.parent) if model.rules else None
         return load_target(
             target or model.target,
             {key: value for key, value in sizes.items() if value is not None} | {**model.set, **(settings or {})},
             mode=plan.options.mode,
             base="." if target else path.parent,
+            rules=registered,
         )
     except TargetError as error:
-        if target is not None:
+        if target is not None or rules is not None:
             raise
         where = "; ".join(part for part in (error.where, f"named by {plan.provenance.where('model')}") if part)
         raise PlanError(error.what, where=where, next_step=error.next_step or "name it where it is now: TARGET or --target") from error

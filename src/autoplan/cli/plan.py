@@ -22,6 +22,7 @@ from autoplan.cli.options import (
     json_option,
     mode_option,
     requested,
+    rules_option,
     said_by,
     seq_option,
     set_option,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--base", type=PLAN, metavar="PLAN", help="An older plan to start from.")
 @click.option("--unfold", is_flag=True, help="Let repeated blocks differ.")
 @click.option("--time-limit", type=float, metavar="S", help="Seconds the solver may take.")
+@rules_option
 @click.option("--strict", is_flag=True, help="Refuse ops without a rule.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Recorded in the plan: of weights and dropout.")
 @click.option("--keep-outputs", is_flag=True, help="Return all outputs beside the loss.")
@@ -155,6 +157,7 @@ def make(order: Order) -> tuple[Planned, dict[str, float]]:
             options=options,
             target=target.relative_to(order.folder),
             settings=target.settings,
+            rules=target.rules_relative_to(order.folder),
             pins=pins,
             base=order.base,
             unfold=order.unfold,
@@ -202,6 +205,10 @@ def _check_output(out: Path | None, order: Order) -> None:
         raise UsageError(f"-o {out}: there is no folder {out.parent}", next_step=f"mkdir -p {out.parent}")
     if not os.access(out.parent, os.W_OK):
         raise UsageError(f"-o {out}: the folder {out.parent} cannot be written")
-    read = [Path(name) for name in (order.file, order.request.target.partition(":")[0], order.request.pins) if isinstance(name, str)]
+    read = [
+        Path(name)
+        for name in (order.file, order.request.target.partition(":")[0], order.request.pins, order.request.rules)
+        if isinstance(name, str)
+    ]
     if out.exists() and any(path.is_file() and out.samefile(path) for path in read):
         raise UsageError(f"-o {out}: this is what is planned, not where the plan goes", next_step="name another file")

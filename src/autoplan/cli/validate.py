@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoplan.cli.exits import reported
-from autoplan.cli.options import hardware_option, plan_argument, target_of_plan
+from autoplan.cli.options import hardware_option, plan_argument, rules_option, target_of_plan
 from autoplan.cli.output import put, tell
 from autoplan.errors import PlanError, UsageError
 from autoplan.plan import Plan, load_plan, plan_to_json
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 @plan_argument
 @click.argument("target", required=False)
 @hardware_option
+@rules_option
 @reported
-def validate(plan_file: Path, target: str | None, hardware: str | None) -> None:
+def validate(plan_file: Path, target: str | None, hardware: str | None, rules: str | None) -> None:
     """Check a plan against its model. Every rule must be respected; costs are predicted anew, nothing is solved."""
     plan = load_plan(plan_file)
     machine = hardware_of(plan, hardware)
     from autoplan.load import build_meta
 
-    built = build_meta(target_of_plan(plan, plan_file, target))
+    built = build_meta(target_of_plan(plan, plan_file, target, rules=rules))
     now = checked(plan, built, machine)
     for note in notes(plan, now, machine, chosen=hardware is not None):
         tell(f"note: {note}")
@@ -61,7 +62,7 @@ def checked(plan: Plan, built: Built, hardware: Hardware) -> Plan:
     check_model(built.module, plan)
     assignment = decode(plan, capture_for(built.module, built.args, built.kwargs, plan.options))
     groups_of(assignment, plan)
-    return plan_of_assignment(assignment, plan, hardware, ModelFacts.of(built.module, plan.model.target, plan.model.set))
+    return plan_of_assignment(assignment, plan, hardware, ModelFacts.of(built.module, plan.model.target, plan.model.set, plan.model.rules))
 
 
 def notes(plan: Plan, now: Plan, hardware: Hardware, *, chosen: bool) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoplan.cli.exits import reported
-from autoplan.cli.options import json_option, plan_argument, set_option, target_of_plan
+from autoplan.cli.options import json_option, plan_argument, rules_option, set_option, target_of_plan
 from autoplan.cli.output import put, put_json
 from autoplan.errors import VerificationError
 from autoplan.plan import Plan, load_plan
@@ -36,10 +36,18 @@ DTYPES = {"fp32": "float32", "fp64": "float64"}
     type=click.Choice(list(DTYPES)),
     help="In what both sides compute; fp32 unless said, then fp64 where they differ as if by rounding.",
 )
+@rules_option
 @json_option
 @reported
 def verify(
-    plan_file: Path, target: str | None, settings: tuple[str, ...], random_plans: int, seed: int, dtype: str | None, as_json: bool
+    plan_file: Path,
+    target: str | None,
+    settings: tuple[str, ...],
+    random_plans: int,
+    seed: int,
+    dtype: str | None,
+    rules: str | None,
+    as_json: bool,
 ) -> None:
     """Run a plan against one device. Loss, gradients and collectives must agree; up to 8 ranks are processes, more are simulated."""
     plan = load_plan(plan_file)
@@ -48,7 +56,7 @@ def verify(
 
     with Stages() as stages:
         stages.stage("load")
-        model = SeededModel.of(target_of_plan(plan, plan_file, target, changes), plan.options.mode, seed)
+        model = SeededModel.of(target_of_plan(plan, plan_file, target, changes, rules), plan.options.mode, seed)
         for precision in ("fp32", "fp64") if dtype is None else (dtype,):
             stages.stage(f"run in {precision}")
             fitting, graph = fitted(plan, model, precision, shrunk=bool(changes))
@@ -72,16 +80,19 @@ class SeededModel:
     settings: Mapping[str, Any]
     mode: str
     seed: int
+    rules: str | None = None
 
     @classmethod
     def of(cls, target: Target, mode: str, seed: int) -> SeededModel:
         """The model of a loaded target."""
         name = target.name if target.file is None else f"{target.file}{target.suffix}"
-        return cls(name, dict(target.settings), mode, seed)
+        return cls(name, dict(target.settings), mode, seed, target.rules.place if target.rules else None)
 
     def __call__(self) -> Built:
-        from autoplan.load import build_on, load_target
+        from autoplan.load import build_on, load_rules, load_target
 
+        if self.rules is not None:
+            load_rules(self.rules)
         return build_on(load_target(self.target, self.settings, mode=self.mode), "cpu", self.seed)
 
 

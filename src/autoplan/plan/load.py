@@ -134,10 +134,12 @@ def _mesh(at: Cursor) -> Mesh | None:
 
 
 def _model(at: Cursor) -> ModelInfo:
-    get = at.record(("target", "parameters", "digest", "graph"), ("set", "batch", "seq"))
+    get = at.record(("target", "parameters", "digest", "graph"), ("set", "batch", "seq", "rules"))
     settings = {key: value.raw() for key, value in get["set"].entries().items()}
-    example = {key: get[key].integer(least=1) for key in ("batch", "seq") if get[key].given}
-    return ModelInfo(get["target"].text(), get["parameters"].integer(), get["digest"].text(), get["graph"].text(), settings, **example)
+    batch, seq = (get[key].integer(least=1) if get[key].given else None for key in ("batch", "seq"))
+    rules = get["rules"].text() if get["rules"].given else None
+    identity = (get["target"].text(), get["parameters"].integer(), get["digest"].text(), get["graph"].text())
+    return ModelInfo(*identity, settings, batch, seq, rules)
 
 
 def _hardware(at: Cursor) -> HardwareInfo:

@@ -109,7 +109,7 @@ def _section(lines: Mapping[str, Line], natural: bool = False) -> dict[str, Plai
 
 def _model(model: ModelInfo) -> dict[str, Plain]:
     settings = {key: _copy(model.set[key]) for key in sorted(model.set)}
-    example = _given(batch=model.batch, seq=model.seq)
+    example = _given(batch=model.batch, seq=model.seq, rules=model.rules)
     identity = {"parameters": model.parameters, "digest": model.digest, "graph": model.graph}
     return {"target": model.target, "set": settings, **example, **identity}
 

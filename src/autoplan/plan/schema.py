@@ -36,7 +36,7 @@ class Collective:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Which model the plan is for; `batch` and `seq` make the example input of a Hugging Face target."""
+    """Which model the plan is for; `batch` and `seq` make the example input of a Hugging Face target, `rules` registers rules of its ops."""
 
     target: str
     parameters: int
@@ -45,6 +45,7 @@ class ModelInfo:
     set: Mapping[str, Any] = field(default_factory=dict)
     batch: int | None = None
     seq: int | None = None
+    rules: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

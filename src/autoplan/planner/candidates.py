@@ -11,7 +11,6 @@ from autoplan.graph.ir import Graph, Value
 from autoplan.placement import Mesh, Placement, Placements, R, Shard, dtensor_holds, fits
 from autoplan.rules.combine import strategies_of
 from autoplan.rules.hints import group_hints
-from autoplan.rules.registry import rule_of
 from autoplan.rules.row import Call, Strategy, call_of
 
 Hints = Mapping[int, tuple[frozenset[int], ...]]
@@ -33,11 +32,6 @@ class Candidates:
     sources: Mapping[int, tuple[Placements, ...]]
     outputs: tuple[tuple[Placements, ...], ...]
     never_gathered: frozenset[int] = frozenset()  # value classes of parameters that must be used as they are stored
-
-    @property
-    def fallbacks(self) -> tuple[int, ...]:
-        """Node classes whose op has no rule and which therefore run replicated."""
-        return tuple(c for c, node in enumerate(self.classes.node_representatives) if rule_of(self.graph.nodes[node].op) is None)
 
 
 def enumerate_candidates(graph: Graph, mesh: Mesh, classes: NodeClasses) -> Candidates:

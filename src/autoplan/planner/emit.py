@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from autoplan.assignment import Assignment, encode
 from autoplan.assignment.gathers import gather_groups
 from autoplan.cost.predict import fallback_seconds, predict
 from autoplan.graph import Graph, find_blocks, foldable_prefixes, graph_digest, model_digest
+from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import FallbackLine, HardwareInfo, ModelInfo, Plan, SolverInfo
 from autoplan.rules.registry import rule_of
 
@@ -22,16 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The model as a plan names it: its target and settings, and the digest of the module as the factory made it."""
+    """The model as a plan names it: its target, settings and rules, and the digest of the module as the factory made it."""
 
     target: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
+    rules: str | None = None
 
     @classmethod
-    def of(cls, module: nn.Module, target: str, settings: Mapping[str, Any]) -> ModelFacts:
+    def of(cls, module: nn.Module, target: str, settings: Mapping[str, Any], rules: str | None = None) -> ModelFacts:
         """The facts of `module`."""
-        return cls(target, settings, model_digest(module))
+        return cls(target, settings, model_digest(module), rules)
 
 
 def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver: SolverInfo) -> Plan:
@@ -53,7 +55,7 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
         ops=decisions.ops,
         reshard=decisions.reshard,
         gather=decisions.gather,
-        fallbacks=_fallbacks(assignment, request),
+        fallbacks=_fallbacks(assignment, request, prefixes),
         predicted=predict(assignment, groups, request.hardware, request.options),
         solver=solver,
     )
@@ -61,16 +63,14 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
 
 def _model(graph: Graph, facts: ModelFacts) -> ModelInfo:
     numel = sum(prod(graph.values[parameter.value].shape) for parameter in graph.parameters)
-    return ModelInfo(facts.target, numel, facts.digest, graph_digest(graph), facts.settings)
+    return ModelInfo(facts.target, numel, facts.digest, graph_digest(graph), facts.settings, rules=facts.rules)
 
 
-def _fallbacks(assignment: Assignment, request: PlanRequest) -> tuple[FallbackLine, ...]:
-    """Ops without a rule, by op and module pattern, with the ms a step they add over being split evenly."""
-    lines: dict[str, list[Any]] = {}
-    for node in assignment.graph.nodes:
-        if rule_of(node.op) is None:
-            lines.setdefault(node.op, []).append(node)
-    return tuple(
-        FallbackLine(nodes[0].address, op, len(nodes), 1e3 * sum(fallback_seconds(assignment, node, request.hardware) for node in nodes))
-        for op, nodes in lines.items()
-    )
+def _fallbacks(assignment: Assignment, request: PlanRequest, prefixes: Collection[str]) -> tuple[FallbackLine, ...]:
+    """Ops without a rule, by pattern, with the ms that all of them add to a step over being split evenly."""
+    nodes = assignment.graph.nodes
+    lines = {
+        node.address: (node.op, 1e3 * fallback_seconds(assignment, node, request.hardware)) for node in nodes if rule_of(node.op) is None
+    }
+    folds = collapse(lines, prefixes, existing=[node.address for node in nodes], execution_order=True)
+    return tuple(FallbackLine(pattern, fold.content[0], fold.count, fold.count * fold.content[1]) for pattern, fold in folds.items())

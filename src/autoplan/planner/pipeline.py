@@ -14,17 +14,19 @@ from torch import nn
 from autoplan.assignment import Assignment, decode
 from autoplan.cost.hardware import Hardware
 from autoplan.errors import FallbackError, join_problems
-from autoplan.graph import Graph, capture, cast_module, classes, find_blocks
+from autoplan.graph import Graph, capture, cast_module, classes, find_blocks, foldable_prefixes
 from autoplan.placement import Mesh
+from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import Options, Plan, SolverInfo
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.candidates import Candidates, enumerate_candidates
+from autoplan.planner.candidates import enumerate_candidates
 from autoplan.planner.emit import ModelFacts, emit
 from autoplan.planner.infeasible import nothing_fits
 from autoplan.planner.pins import apply_pins
 from autoplan.planner.prices import Prices
 from autoplan.planner.problem import Solution
 from autoplan.planner.solve import solve
+from autoplan.rules.registry import rule_of
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
 TIME_LIMIT_S = 60.0  # of the solver, where the request has none: a plan that is not proved by then says so
@@ -39,6 +41,7 @@ class PlanRequest:
     options: Options = Options()
     target: str = "module"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    rules: str | None = None
     pins: tuple[Mapping[str, Any], ...] = ()
     base: Plan | None = None
     unfold: bool = False
@@ -86,16 +89,15 @@ def plan_module(
     with clock.stage("rules"):
         candidates = enumerate_candidates(graph, request.mesh, folded)
         if request.strict:
-            refuse_fallbacks(candidates)
+            refuse_fallbacks(graph)
         candidates = apply_pins(candidates, request.pins)
     with clock.stage("problem"):
         prices = Prices(graph, request.mesh, request.hardware, request.options)
         built = build_problem(candidates, prices, request.limit_bytes)
     with clock.stage("solve"):
         solution = _solve(built, request, progress)
-    plan = emit(
-        built.assignment(solution.choice), ModelFacts.of(module, request.target, request.settings), request, solver_info(solution, request)
-    )
+    facts = ModelFacts.of(module, request.target, request.settings, request.rules)
+    plan = emit(built.assignment(solution.choice), facts, request, solver_info(solution, request))
     return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies)
 
 
@@ -107,13 +109,21 @@ def capture_for(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return capture(twin, args, cast_kwargs, mode=options.mode, keep_outputs=options.keep_outputs)  # type: ignore[arg-type]  # Options checks the mode
 
 
-def refuse_fallbacks(candidates: Candidates) -> None:
-    """Raise FallbackError that lists every op without a rule, with its line."""
-    nodes = [candidates.graph.nodes[candidates.classes.node_members[c][0]] for c in candidates.fallbacks]
-    if nodes:
-        problems = [FallbackError(f"{node.address}: {node.op} has no rule", where=node.source) for node in nodes]
+def refuse_fallbacks(graph: Graph) -> None:
+    """Raise FallbackError that lists every op without a rule, with its line; ops of repeated blocks as one."""
+    lines = {node.address: (node.op, node.source) for node in graph.nodes if rule_of(node.op) is None}
+    if lines:
+        prefixes = foldable_prefixes(find_blocks(graph))
+        folds = collapse(lines, prefixes, existing=[node.address for node in graph.nodes], execution_order=True)
+        problems = []
+        for pattern, fold in folds.items():
+            op, source = fold.content
+            times = f", x{fold.count}" if fold.count > 1 else ""
+            problems.append(FallbackError(f"{pattern}: {op} has no rule{times}", where=source))
         raise join_problems(
-            FallbackError, problems, next_step="register a rule (autoplan.rules.rule), or plan without --strict: they run replicated"
+            FallbackError,
+            problems,
+            next_step="register a rule (--rules, autoplan.rules.rule), or plan without --strict: they run replicated",
         )
 
 
@@ -145,7 +155,9 @@ def solver_info(solution: Solution, request: PlanRequest) -> SolverInfo:
 def recost(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hardware: Hardware) -> Plan:
     """The same decisions with new predictions; raises PlanError where a decision does not resolve."""
     graph = capture_for(module, args, kwargs, plan.options)
-    return plan_of_assignment(decode(plan, graph), plan, hardware, ModelFacts.of(module, plan.model.target, plan.model.set))
+    return plan_of_assignment(
+        decode(plan, graph), plan, hardware, ModelFacts.of(module, plan.model.target, plan.model.set, plan.model.rules)
+    )
 
 
 def plan_of_assignment(assignment: Assignment, like: Plan, hardware: Hardware, facts: ModelFacts) -> Plan:

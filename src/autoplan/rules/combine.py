@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from autoplan.errors import TargetError
 from autoplan.placement import Mesh, Partial, R, Shard
-from autoplan.rules.registry import rule_of
+from autoplan.rules.registry import Rule, is_random, rule_of
 from autoplan.rules.row import Call, Row, Strategy, make_strategy
 
 
@@ -34,9 +35,7 @@ def rows_of(call: Call) -> tuple[Row, ...]:
     every rank) gives the all-R row itself.
     """
     rule = rule_of(call.op)
-    given = tuple(rule.rows(call)) if rule is not None else ()
-    for row in given:
-        assert len(row.ins) == len(call.operands) and len(row.outs) == len(call.outputs), (call.op, row)
+    given = _rows_given(rule, call) if rule is not None else ()
     replicated = next((row for row in given if row.is_replicated), replicated_row(call))
     if call.axis_size == 1:
         return (replicated,)
@@ -48,9 +47,27 @@ def rows_of(call: Call) -> tuple[Row, ...]:
     return (replicated, *rows)
 
 
+def _rows_given(rule: Rule, call: Call) -> tuple[Row, ...]:
+    """What the rule says of a call; raises TargetError where a user's rule fails or does not fit its op."""
+    try:
+        rows = tuple(rule.rows(call))
+        for row in rows:
+            shape = (len(row.ins), len(row.outs))
+            assert shape == (len(call.operands), len(call.outputs)), (
+                f"{row} is no row for {len(call.operands)} -> {len(call.outputs)} tensors"
+            )
+    except Exception as error:
+        if rule.is_own:
+            raise
+        what = f"the rule of {call.op} failed: {type(error).__name__}: {error}"
+        raise TargetError(what, where=rule.source, next_step="a rule yields a Row for each way to split one axis") from error
+    return rows
+
+
 def replicated_row(call: Call) -> Row:
-    """Everything on every rank: valid for every deterministic op."""
-    return Row(tuple(R for _ in call.operands), tuple(R for _ in call.outputs))
+    """Everything on every rank; a random op that has no rule draws the same numbers on all of them."""
+    local = "drawn" if rule_of(call.op) is None and is_random(call.op) else None
+    return Row(tuple(R for _ in call.operands), tuple(R for _ in call.outputs), local=local)
 
 
 def cut_call(call: Call, row: Row, axis_size: int) -> Call:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -93,6 +93,17 @@ class Rule:
     doc: str
     runs_as: str | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is autoplan's and not a user's."""
+        return self.rows.__module__.startswith("autoplan.")
+
+    @property
+    def source(self) -> str:
+        """The file and line of its function."""
+        code = getattr(self.rows, "__code__", None)
+        return f"{code.co_filename}:{code.co_firstlineno}" if code else self.rows.__module__
+
 
 _RULES: dict[str, Rule] = {}
 _TAGGED: dict[torch.Tag, RowsOf] = {}
@@ -101,11 +112,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def rule(*ops: str, localize: Localize | None = None, runs_as: str | None = None) -> Callable[[RowsOf], RowsOf]:
-    """Register the decorated function as the rule of `ops` ("aten.linear", or with an overload); twice raises ValueError."""
+    """Register the decorated function as the rule of `ops` ("aten.linear", or with an overload).
+
+    A second function for an op raises ValueError; the same one again, where its file is loaded again, takes its place.
+    """
 
     def register(rows: RowsOf) -> RowsOf:
         for op in ops:
-            if op in _RULES:
+            if op in _RULES and not _same_source(_RULES[op].rows, rows):
                 raise ValueError(f"{op} has a rule already")
             _RULES[op] = Rule(op, rows, localize, rows.__doc__ or "", runs_as)
         rule_of.cache_clear()
@@ -128,15 +142,22 @@ def rule_of_tag(tag: torch.Tag) -> Callable[[RowsOf], RowsOf]:
 
 
 def local(name: str) -> Callable[[LocalImplementation], LocalImplementation]:
-    """Register the decorated function as the local implementation `name`; twice raises ValueError."""
+    """Register the decorated function as the local implementation `name`; a second one raises ValueError, as for `rule`."""
 
     def register(implementation: LocalImplementation) -> LocalImplementation:
-        if name in _LOCALS:
+        if name in _LOCALS and not _same_source(_LOCALS[name], implementation):
             raise ValueError(f"local implementation {name} exists already")
         _LOCALS[name] = implementation
         return implementation
 
     return register
+
+
+def _same_source(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
+    """Whether two functions are one, loaded twice: a user's file is loaded anew for every command."""
+    codes = [getattr(function, "__code__", None) for function in (old, new)]
+    places = [(code.co_filename, code.co_firstlineno, code.co_qualname) if code else None for code in codes]
+    return None not in places and places[0] == places[1]
 
 
 @cache
@@ -146,15 +167,22 @@ def rule_of(op: str) -> Rule | None:
 
 
 def _rule_by_tag(op: str) -> Rule | None:
-    target: Any = torch.ops
-    for part in op.split("."):
-        target = getattr(target, part, None)
-        if target is None:
-            return None
-    tags = getattr(target, "tags", ())
+    tags = _tags_of(op)
     if torch.Tag.nondeterministic_seeded in tags:
         return None
     return next((Rule(op, rows, None, rows.__doc__ or "") for tag, rows in _TAGGED.items() if tag in tags), None)
+
+
+def is_random(op: str) -> bool:
+    """Whether torch says that an op draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in _tags_of(op)
+
+
+def _tags_of(op: str) -> Collection[torch.Tag]:
+    target: Any = torch.ops
+    for part in op.split("."):
+        target = getattr(target, part, None)
+    return getattr(target, "tags", ())
 
 
 def local_implementation(name: str) -> LocalImplementation:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from autoplan.errors import AutoplanError
 from autoplan.graph import input_leaves
-from autoplan.load import Built, build_on, build_skeleton, load_target
+from autoplan.load import Built, build_on, build_skeleton, load_rules, load_target
 from autoplan.plan.load import load_plan
 from autoplan.plan.plain import predicted_to_json
 from autoplan.plan.schema import Plan
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plan", required=True, help="the plan's YAML file")
     parser.add_argument("--target", help="the model, if not the one the plan names")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the target, over the plan's own")
+    parser.add_argument("--rules", metavar="FILE|MODULE", help="registers rules for ops of your own, if not where the plan says")
     parser.add_argument("--steps", type=int, default=10, help="how many steps to run (default 10)")
     parser.add_argument("--compile", action="store_true", help="run the local program through torch.compile")
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
@@ -93,14 +94,16 @@ def run(options: argparse.Namespace) -> None:
     plan = load_plan(options.plan)
     check_world(plan.mesh, options.plan)
     settings = parse_settings(options.set)
-    base = Path(".") if options.target else Path(options.plan).resolve().parent
+    beside = Path(options.plan).resolve().parent
+    rules = options.rules or plan.model.rules
     target = load_target(
         options.target or plan.model.target,
         {**plan.model.set, **settings},
         batch=plan.model.batch,
         seq=plan.model.seq,
         mode=plan.options.mode,
-        base=base,
+        base="." if options.target else beside,
+        rules=load_rules(rules, "." if options.rules else beside) if rules else None,
     )
     device_mesh = _start(plan)
     large = plan.model.parameters > LARGE_MODEL

@@ -36,7 +36,7 @@ def attention(call: Call) -> Iterator[Row]:
     random = "attention" if call.arg(4, "dropout_p", 0.0) > 0 else None
     causal = bool(call.arg(5, "is_causal", False))
     heads, queries = q.ndim - 3, q.ndim - 2
-    ratio = call.uncut_shape(0)[heads] // call.uncut_shape(1)[heads] if heads >= 0 else 1
+    ratio = call.uncut_shape(0)[heads] // call.uncut_shape(1)[heads] if heads >= 0 and call.uncut_shape(1)[heads] else 1
     shared = ratio > 1
 
     def row(dim: int, groups: int, cut_kv: bool, implementation: str | None) -> Row:
@@ -49,6 +49,8 @@ def attention(call: Call) -> Iterator[Row]:
 
     if random:
         yield Row(tuple(R for _ in call.operands), (R,), local=random)
+    if 0 in q.shape or 0 in k.shape:
+        return
     for dim in range(queries):
         if dim != heads or not shared:
             for groups in groups_of((q, dim), (out, dim)):
@@ -72,7 +74,7 @@ def local_attention(call: LocalCall) -> Tensor:
     mask, dropout, causal = call.arg(3, "attn_mask"), call.arg(4, "dropout_p", 0.0), bool(call.arg(5, "is_causal", False))
     heads, queries = q.ndim - 3, q.ndim - 2
     gqa = bool(call.kwargs.get("enable_gqa", False))
-    if gqa:
+    if gqa and k.shape[heads]:
         k, v, gqa = _own_heads(call, k, v, heads)
     if causal and call.axes(0, queries):
         rows = call.indices(0, queries)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from autoplan.placement import Shard
-from autoplan.rules.ops.dims import Labels, product_rows, same_dims, shards
+from autoplan.rules.ops.dims import Labels, linear_row, product_rows, same_dims, shards
 from autoplan.rules.registry import Shapes, rule
 from autoplan.rules.row import Call, Row
 
@@ -76,7 +76,10 @@ def pooling(call: Call) -> Iterator[Row]:
 
     x          y
     S(d,g)  -> S(d,g)    samples and channels
+    P       -> P         averages
     """
     x = call.operands[0]
     positions = next(n for name, n in _POOLS.items() if name in call.op)
     yield from same_dims(call, range(x.ndim - positions))
+    if "avg" in call.op:
+        yield linear_row(call)

@@ -72,9 +72,12 @@ def matmul(call: Call) -> Iterator[Row]:
 def einsum(call: Call) -> Iterator[Row]:
     """A sum of products over labelled dims
 
-    A label is cut in every operand that has it: it stays cut in the output, or the output is P where it is summed over.
-    P in one operand, R in the others -> P. `...` stands for labels of its own, aligned at the last. No rows for labels repeated
-    within an operand.
+    x         w          y
+    S(d,g)    S(e,g)  -> S(f,g)    a label of the output, cut in every operand that has it; R where one has it not
+    S(d,g)    S(e,g)  -> P         a label that is summed over, cut in every operand that has it
+    P         R       -> P         linear in each operand
+
+    `...` stands for labels of its own, aligned at the last. No rows for labels repeated within an operand.
     """
     left, arrow, output = str(call.args[0]).replace(" ", "").partition("->")
     sides = left.split(",")

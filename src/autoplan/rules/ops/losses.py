@@ -179,7 +179,7 @@ def elementwise_loss(call: Call) -> Iterator[Row]:
     S(d,g)    S(d,g)   -> P         reduction sum; mean: the local sum over the global count (local implementation)
     """
     x = call.operands[0]
-    if any(spec.shape != x.shape for spec in call.operands):
+    if any(spec.shape != x.shape for spec in call.operands) or 0 in x.shape:
         return
     reduction, mean = _reduction(call), None
     if reduction == _MEAN:

@@ -6,7 +6,7 @@ Along the dim itself a cut survives as a grouped shard: of x[.., 3*D] with `S(d,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 from autoplan.placement import R, Shard
@@ -254,15 +254,19 @@ def meshgrid(call: Call) -> Iterator[Row]:
 
 @rule("aten.repeat_interleave.self_int")
 def repeat_interleave(call: Call) -> Iterator[Row]:
-    """x -> y, every index of dim c r times in a row
+    """x -> y, every index of dim c r times in a row; without c, of all elements as one dim
 
     x          y
     S(d,g)  -> S(d,g)    any dim, c too
+    S(d,g)  -> S(0,h)    without c: h is g times the product of the sizes before d
     P       -> P
     """
-    if call.arg(2, "dim") is not None:
-        for dim in range(call.operands[0].ndim):
-            yield from _everywhere(call, dim)
+    x, y = call.operands[0], call.outputs[0]
+    flat = call.arg(2, "dim") is None
+    for dim in range(x.ndim if prod(x.shape) else 0):
+        there, before = (0, prod(x.shape[:dim])) if flat else (dim, 1)
+        for groups in sorted({*x.groups(dim), *(g // before for g in y.groups(there) if g % before == 0)}):
+            yield Row((Shard(dim, groups),), (Shard(there, before * groups),))
     yield linear_row(call)
 
 

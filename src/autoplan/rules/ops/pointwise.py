@@ -18,13 +18,21 @@ _LINEAR = frozenset({
 })  # fmt: skip
 _PRODUCTS = frozenset({"mul", "multiply"})
 _QUOTIENTS = frozenset({"div", "divide", "true_divide"})
+# Those linear in some of their operands together, the others being whole; a number in place of an operand must be 0.
+_JOINTLY: dict[str, tuple[tuple[int, ...], ...]] = {
+    "lerp": ((0, 1),),
+    "addcmul": ((0, 1), (0, 2)),
+    "addcdiv": ((0, 1),),
+    "where": ((1, 2),),
+    "masked_fill": ((0, 2),),
+}
 # Operands that lend shape, dtype or device only: their values are not read.
 _LENDERS = {"aten.type_as.default": 1, "aten.to.other": 1}
 
 _UNTAGGED = (
     "aten.to", "aten._to_copy", "aten.type_as", "aten.contiguous", "aten.alias", "aten.detach", "aten.lift_fresh_copy",
     "aten.__and__", "aten.__or__", "aten.__xor__", "aten.__lshift__", "aten.__rshift__",
-    "aten.where.Scalar", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.fill",
+    "aten.where.Scalar", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.fill", "aten.masked_fill", "aten.rsub",
     "aten.divide", "aten.multiply", "aten.subtract", "aten.negative", "aten.floor_divide", "aten.not_equal", "aten.greater",
     "aten.greater_equal", "aten.less", "aten.less_equal", "aten.log_sigmoid", "aten.isreal", "aten.isclose", "aten.absolute", "aten.fix",
     "aten.softplus", "aten.leaky_relu", "aten.hardswish", "aten.special_expit", "aten.special_log1p",
@@ -42,7 +50,8 @@ def pointwise(call: Call) -> Iterator[Row]:
     P        P        -> P         ops linear in all tensors together: add, sub, neg, casts between floats, clone, ..
     P        R        -> P         mul, div
     R        P        -> P         mul
-    R P      P        -> P         where; masked_fill with 0 (R, the mask, comes second there)
+    R P      P        -> P         where; masked_fill (R, the mask, comes second there); a number in place of a tensor must be 0
+    P P      R        -> P         lerp; addcmul and addcdiv, where the factors may change places
     """
     output, name = call.outputs[0], _name(call)
     lender = _LENDERS.get(call.op)
@@ -145,10 +154,10 @@ def _linear_forms(call: Call, name: str) -> Iterator[tuple[Placement, ...]]:
             yield tuple(P if k == chosen else R for k in range(n))
     elif name in _QUOTIENTS and call.operand(0, "self") == 0 and call.kwargs.get("rounding_mode") is None:
         yield (P, *(R for _ in range(n - 1)))
-    elif name == "where" and n == 3:
-        yield (R, P, P)
-    elif name == "masked_fill" and n == 2 and call.arg(2, "value") == 0:
-        yield (P, R)
+    for together in _JOINTLY.get(name, ()):
+        tensors = {operand for k in together if (operand := call.operand(k)) is not None}
+        if all(call.operand(k) is not None or call.arg(k, "value") == 0 for k in together):
+            yield tuple(P if k in tensors else R for k in range(n))
 
 
 def _name(call: Call) -> str:

@@ -101,6 +101,6 @@ def drawn(call: Call) -> Iterator[Row]:
 @local("drawn")
 def local_drawn(call: LocalCall) -> Tensor:
     """The op itself under the shard's seed."""
-    device = call.args[0].device
+    device = next((arg.device for arg in call.args if isinstance(arg, Tensor)), torch.device(call.kwargs.get("device") or "cpu"))
     with seeded(call, device):
         return torch_op(call.call.op)(*call.args, **call.kwargs)

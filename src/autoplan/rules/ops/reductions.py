@@ -57,7 +57,7 @@ def mean(call: Call) -> Iterator[Row]:
 def _sums(call: Call, implementation: str | None) -> Iterator[Row]:
     x, reduced = call.operands[0], _reduced(call)
     yield from _other_dims(call, reduced)
-    for dim in reduced:
+    for dim in reduced if 0 not in x.shape else ():
         for groups in shards((x, dim)):
             yield Row((Shard(dim, groups),), (P,), local=implementation)
     yield linear_row(call)
@@ -116,7 +116,6 @@ def norm(call: Call) -> Iterator[Row]:
 
 @rule(
     "aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin",
-    "aten.glu",
 )  # fmt: skip
 def along(call: Call) -> Iterator[Row]:
     """x -> y, each line along dim c for itself
@@ -125,6 +124,21 @@ def along(call: Call) -> Iterator[Row]:
     S(d,g)  -> S(d,g)    any other dim
     """
     yield from _lines(call, int(call.arg(1, "dim", -1)))
+
+
+@rule("aten.glu")
+def glu(call: Call) -> Iterator[Row]:
+    """x -> y, the first half of dim c times the sigmoid of the second
+
+    x           y
+    S(d,g)   -> S(d,g)    any other dim
+    S(c,2g)  -> S(c,g)    each half cut alike
+    """
+    x, y = call.operands[0], call.outputs[0]
+    dim = int(call.arg(1, "dim", -1)) % x.ndim
+    yield from _lines(call, dim)
+    for groups in sorted({*y.groups(dim), *(g // 2 for g in x.groups(dim) if g % 2 == 0)}):
+        yield Row((Shard(dim, 2 * groups),), (Shard(dim, groups),))
 
 
 @rule("aten.sort", "aten.argsort", "aten.topk")
