@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autoplan.assignment import Assignment
-from autoplan.cli.verify import SeededModel, random_assignments
+from autoplan.cli.verify import SeededModel, verified
 from autoplan.cost.hardware import load_hardware
 from autoplan.graph import classes, find_blocks
 from autoplan.load import Built, Target, build_meta, load_target
@@ -23,7 +22,7 @@ from autoplan.planner.pipeline import PlanRequest, capture_for, plan_module
 from autoplan.planner.prices import Prices
 from autoplan.planner.solve import smallest_memory
 from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.verify import Verification, verified_graph, verify
+from autoplan.runtime.verify import Verification
 
 GIB = 2**30
 BATCH, SEQ = 4, 32
@@ -70,9 +69,7 @@ class Planned:
 
     def verified(self, pool: WorkerPool, random_plans: int) -> Verification:
         """The plan's run, and those of random plans, against one device."""
-        graph = verified_graph(self.model, self.plan)
-        others: list[Assignment] = random_assignments(self.plan, graph, random_plans, seed=0)
-        return verify(self.model, self.plan, pool=pool, random_assignments=others)
+        return verified(self.plan, self.model, random_plans=random_plans, pool=pool)
 
 
 def config_target(folder: Path, name: str) -> Target:
@@ -104,7 +101,7 @@ def smallest_bytes(target: Target, built: Built, mesh: Mesh, pins: tuple[Mapping
 
 def _request(mesh: Mesh, pins: tuple[Mapping[str, Any], ...], memory_gib: float, target: Target) -> PlanRequest:
     options = Options(precision="fp32", memory_gib=memory_gib)
-    return PlanRequest(mesh, _hardware(), options, target.relative_to("."), dict(target.settings), pins, time_limit_s=TIME_LIMIT_S)
+    return PlanRequest(mesh, _hardware(), options, target.relative_to("."), dict(target.settings), pins=pins, time_limit_s=TIME_LIMIT_S)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autoplan.assignment import Assignment
     from autoplan.graph import Graph
     from autoplan.load import Built, Target
+    from autoplan.runtime.pool import WorkerPool
     from autoplan.runtime.verify import Verification
 
 DTYPES = {"fp32": "float32", "fp64": "float64"}
@@ -57,13 +58,7 @@ def verify(
     with Stages() as stages:
         stages.stage("load")
         model = SeededModel.of(target_of_plan(plan, plan_file, target, changes, rules), plan.options.mode, seed)
-        for precision in ("fp32", "fp64") if dtype is None else (dtype,):
-            stages.stage(f"run in {precision}")
-            fitting, graph = fitted(plan, model, precision, shrunk=bool(changes))
-            others = random_assignments(fitting, graph, random_plans, seed)
-            found = run(model, fitting, precision, others)
-            if not found.may_be_rounding:
-                break
+        found = verified(plan, model, dtype, random_plans=random_plans, shrunk=bool(changes), on_stage=stages.stage)
     if as_json:
         put_json(found.to_json())
     else:
@@ -96,6 +91,31 @@ class SeededModel:
         return build_on(load_target(self.target, self.settings, mode=self.mode), "cpu", self.seed)
 
 
+def verified(
+    plan: Plan,
+    model: SeededModel,
+    dtype: str | None = None,
+    *,
+    random_plans: int = 0,
+    shrunk: bool = False,
+    pool: WorkerPool | None = None,
+    on_stage: Callable[[str], None] = lambda name: None,
+) -> Verification:
+    """The plan and random ones against one device in `dtype`: fp32 unless said, then fp64 where they differ as if by rounding."""
+    import torch
+
+    from autoplan.runtime.verify import verify as verify_runs
+
+    for precision in ("fp32", "fp64") if dtype is None else (dtype,):
+        on_stage(f"run in {precision}")
+        fitting, graph = fitted(plan, model, precision, shrunk=shrunk)
+        others = random_assignments(fitting, graph, random_plans, model.seed)
+        found = verify_runs(model, fitting, dtype=getattr(torch, DTYPES[precision]), pool=pool, random_assignments=others)
+        if not found.may_be_rounding:
+            break
+    return found
+
+
 def fitted(plan: Plan, model: SeededModel, dtype: str, *, shrunk: bool) -> tuple[Plan, Graph]:
     """The plan, rescaled where settings have `shrunk` its model, and the graph it will run; raises PlanError for another model."""
     import torch
@@ -122,15 +142,6 @@ def random_assignments(plan: Plan, graph: Graph, number: int, seed: int) -> list
 
     candidates = enumerate_candidates(graph, plan.mesh, fold(graph))
     return [random_assignment(graph, plan.mesh, seed + k, candidates=candidates) for k in range(number)]
-
-
-def run(model: SeededModel, plan: Plan, dtype: str, others: list[Assignment]) -> Verification:
-    """What the runs gave."""
-    import torch
-
-    from autoplan.runtime.verify import verify as verify_runs
-
-    return verify_runs(model, plan, dtype=getattr(torch, DTYPES[dtype]), random_assignments=others)
 
 
 def result(found: Verification) -> Iterator[str]:
