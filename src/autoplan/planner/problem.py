@@ -108,7 +108,10 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A choice of one strategy per node, proved to cost at least `bound` at best; status is `optimal` or `feasible`."""
+    """A choice of one strategy per node; none costs less than `bound`.
+
+    `status` is `optimal` if that is proved but for the problem's `tie`, else `feasible`.
+    """
 
     choice: Vector
     cost: int
@@ -118,7 +121,7 @@ class Solution:
     @property
     def gap(self) -> float:
         """How much better, relative to the cost, a plan might still be."""
-        return max(0.0, (self.cost - self.bound) / self.cost) if self.cost > 0 else 0.0
+        return (self.cost - self.bound) / self.cost if self.status != "optimal" and self.cost > self.bound else 0.0
 
 
 def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:

@@ -1,0 +1,156 @@
+"""A bound on every strategy of a `Problem` from a simpler one, in which every reader of a value pays a share of its own.
+
+A value is brought into a state once, whoever needs it so. If each reader that needs it pays its share, and the shares add up
+to no more than 1, that can only be less: a lower bound, whatever the shares, with no node but the problem's own. They start
+out equal and move to the readers that use a state. Shares are counted in `WHOLE`ths, so that all stays exact in integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from autoplan.planner.pairwise import Modeller, known_costs, price_of
+from autoplan.planner.problem import Problem, ProblemValue, evaluate
+from autoplan.planner.solver.bound import Bound, bound
+from autoplan.planner.solver.eliminate import Elimination, TooWide
+from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span
+from autoplan.planner.solver.passing import Passing
+from autoplan.planner.solver.search import chosen_from, engine_for, glance
+
+WHOLE = 64
+ROUNDS = 12
+PATIENCE = 3  # rounds without a better bound
+
+
+class SharedBound:
+    """The bounds on a problem's strategies, from rounds of moving shares; `choice` is the best feasible one met, of cost `cost`."""
+
+    def __init__(self, problem: Problem, deadline: float | None) -> None:
+        self.problem = problem
+        self.deadline = deadline
+        self.shares = [_Shares.equal(value) for value in problem.values]
+        self.choice: tuple[int, ...] | None = None
+        self.cost: int | None = None
+        self.last: tuple[int, ...] = ()
+        everything = [np.arange(len(node.costs)) for node in problem.nodes]
+        self.below = self._rounds(everything, None, lambda model: engine_for(model, glance(model)))
+
+    def within(self, threshold: int) -> Bound:
+        """Bounds on the choices of at most `threshold`: closer ones, if few enough strategies are left to be exact."""
+        alive = [np.flatnonzero(conditional <= threshold) for conditional in self.below.conditional]
+        if not all(map(len, alive)):
+            return self.below
+        try:
+            closer = self._rounds(alive, self.below.prices, lambda model: Elimination(model, max(1, threshold)))
+        except TooWide:
+            return self.below
+        return _stronger(self.below, closer)
+
+    def _rounds(self, alive: Sequence[Array], prices: Array | None, engine: Callable[[Model], Passing | Elimination]) -> Bound:
+        best: Bound | None = None
+        idle = 0
+        for _ in range(ROUNDS):
+            model = _among(_Relaxation(self.problem, self.shares).model(), alive)
+            prices = np.zeros(len(model.limits)) if prices is None else prices
+            below = bound(engine(model), prices, lambda choice, used: self._meet(alive, choice), self.deadline)
+            prices = below.prices
+            idle = 0 if best is None or below.value > best.value + abs(below.value) * 1e-8 else idle + 1
+            best = below if best is None else _stronger(best, below)
+            late = self.deadline is not None and perf_counter() > self.deadline
+            if late or idle >= PATIENCE or (self.cost is not None and self.cost <= best.value):
+                break
+            for value, share in zip(self.problem.values, self.shares, strict=True):
+                share.move(value, self.last)
+        assert best is not None
+        conditional = []
+        for node, kept, costs in zip(self.problem.nodes, alive, best.conditional, strict=True):
+            conditional.append(np.full(len(node.costs), FORBIDDEN))
+            conditional[-1][kept] = costs
+        return Bound(best.value, tuple(conditional), best.prices)
+
+    def _meet(self, alive: Sequence[Array], chosen: Sequence[int]) -> int | None:
+        self.last = tuple(int(kept[s]) for kept, s in zip(alive, chosen, strict=True))
+        result = evaluate(self.problem, self.last)
+        fits = all(amount <= limit for amount, limit in zip(result.memory, self.problem.limits, strict=True))
+        if result.cost is not None and fits and (self.cost is None or result.cost < self.cost):
+            self.choice, self.cost = self.last, result.cost
+        return self.cost
+
+
+def _stronger(first: Bound, second: Bound) -> Bound:
+    """Both bounds in one, each where it is higher."""
+    pairs = zip(first.conditional, second.conditional, strict=True)
+    value = max(first.value, second.value)
+    return Bound(value, tuple(np.maximum(a, b) for a, b in pairs), second.prices if second.value == value else first.prices)
+
+
+def _among(model: Model, alive: Sequence[Array]) -> Model:
+    """The model with only the strategies `alive` of each node."""
+    if all(len(kept) == len(costs) for kept, costs in zip(alive, model.costs, strict=True)):
+        return model
+    return chosen_from(model, alive)
+
+
+@dataclass(slots=True)
+class _Shares:
+    """What each reader pays of a value: `backward[r, q]`, `forward[r, f]`, and of the copies that are kept `kept[r, f]`."""
+
+    backward: Array
+    forward: Array
+    kept: Array
+
+    @classmethod
+    def equal(cls, value: ProblemValue) -> _Shares:
+        readers = len(value.readers)
+        keeps = np.array([r in value.keepers for r in range(readers)], dtype=float)[:, None]
+        kept = np.repeat(keeps / max(keeps.sum(), 1), value.classes, axis=1)
+        return cls(np.full((readers, len(value.forward_class)), 1 / readers), np.full((readers, value.classes), 1 / readers), kept)
+
+    def move(self, value: ProblemValue, choice: Sequence[int]) -> None:
+        """Half the way to charging only the readers that use a state, where any does."""
+        states = np.array([-1 if (q := reader.needs[choice[reader.node]]) is None else q for reader in value.readers])
+        classes = np.array([-1 if q < 0 else value.forward_class[q] for q in states])
+        keeping = np.where([r in value.keepers for r in range(len(value.readers))], classes, -1)
+        for shares, used in ((self.backward, states), (self.forward, classes), (self.kept, keeping)):
+            for column in set(used.tolist()) - {-1}:
+                using = used == column
+                shares[:, column] = 0.5 * shares[:, column] + 0.5 * using / using.sum()
+
+
+class _Relaxation(Modeller):
+    """The modeller that charges shares in edges instead of adding nodes for what is shared."""
+
+    def __init__(self, problem: Problem, shares: Sequence[_Shares]) -> None:
+        super().__init__(problem)
+        self.shares = dict(zip((value.name for value in problem.values), shares, strict=True))
+        assert len(self.shares) == len(shares), "names of values are distinct"
+
+    def _share_value(
+        self,
+        value: ProblemValue,
+        backward: Array,
+        forward: Array,
+        kept: dict[Span, Array],
+        home: Array,
+        states: list[Array],
+        classes: list[Array],
+    ) -> None:
+        shares = self.shares[value.name]
+        for r, reader in enumerate(value.readers):
+            cost = price_of(_part(known_costs(backward), shares.backward[r]), states[r])
+            cost = cost + price_of(_part(known_costs(forward), shares.forward[r]), classes[r])
+            away = (home[:, None] != classes[r][None, :]) & (classes[r] >= 0)
+            usage = {}
+            if r in value.keepers:
+                for span, amounts in kept.items():
+                    usage[span] = np.where(away, np.append(_part(amounts, shares.kept[r]), 0)[classes[r]], 0)
+            self._add_edge(value.producer, reader.node, cost, usage)
+
+
+def _part(amounts: Array, share: Array) -> Array:
+    """A share of integer amounts, rounded down: shares of all readers add up to the amount at most."""
+    return amounts * np.floor(share * WHOLE + 1e-9).astype(np.int64) // WHOLE

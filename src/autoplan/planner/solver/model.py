@@ -1,0 +1,96 @@
+"""The problem as arrays: nodes with strategies, pairs of nodes that cost something together, rows of memory with limits.
+
+    minimise    sum of costs[u][s_u] + sum over edges (u, w) of cost[s_u, s_w]
+    such that   for every row r: the sum of what nodes and edges use in r is at most limits[r]
+
+What a node or an edge uses is the same in all rows of a *span*, a range of rows: a tensor that lives from one moment to
+another, or the memory of a step whose peak is one of many. All numbers are integers; FORBIDDEN marks a pair that cannot be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+Array = np.ndarray
+FORBIDDEN = 1 << 60  # costs are far below, and eight of it add up within 64 bits
+
+
+class Span(NamedTuple):
+    """Rows `start`, `start + step`, ... below `stop`."""
+
+    start: int
+    stop: int
+    step: int = 1
+
+    @property
+    def rows(self) -> slice:
+        """The span as an index into an array of rows."""
+        return slice(self.start, self.stop, self.step)
+
+
+Usage = Mapping[Span, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What a pair of nodes costs and uses; `cost[s, t]` and `usage[span][s, t]` for strategy s of the first, t of the second."""
+
+    cost: Array
+    usage: Usage = field(default_factory=dict)
+
+    def seen_from_second(self) -> Edge:
+        """The same pair with its nodes exchanged."""
+        return Edge(self.cost.T, {span: amounts.T for span, amounts in self.usage.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """`costs[u][s]`, `usage[u][span][s]`, `edges[u, w]` with u < w, `limits[row]`; `constant` is paid whatever is chosen."""
+
+    costs: Sequence[Array]
+    usage: Sequence[Usage]
+    edges: Mapping[tuple[int, int], Edge]
+    limits: Array
+    constant: int = 0
+
+    @property
+    def strategies(self) -> int:
+        """The number of strategies over all nodes."""
+        return sum(map(len, self.costs))
+
+    def cost_of(self, choice: Sequence[int]) -> int | None:
+        """What a choice costs; None where it uses a forbidden pair."""
+        total = self.constant + sum(int(costs[s]) for costs, s in zip(self.costs, choice, strict=True))
+        for (u, w), edge in self.edges.items():
+            cost = int(edge.cost[choice[u], choice[w]])
+            if cost >= FORBIDDEN:
+                return None
+            total += cost
+        return total
+
+    def used_by(self, choice: Sequence[int]) -> Array:
+        """What a choice uses in every row."""
+        used = np.zeros(len(self.limits), dtype=np.int64)
+        for usage, s in zip(self.usage, choice, strict=True):
+            for span, amounts in usage.items():
+                used[span.rows] += amounts[s]
+        for (u, w), edge in self.edges.items():
+            for span, amounts in edge.usage.items():
+                used[span.rows] += amounts[choice[u], choice[w]]
+        return used
+
+    def most_used(self) -> Array:
+        """More than any choice uses in each row, or as much."""
+        most = np.zeros(len(self.limits), dtype=np.int64)
+        for usage in (*self.usage, *(edge.usage for edge in self.edges.values())):
+            for span, amounts in usage.items():
+                most[span.rows] += amounts.max()
+        return most
+
+    def fits(self, choice: Sequence[int]) -> bool:
+        """Whether a choice keeps every limit."""
+        return bool((self.used_by(choice) <= self.limits).all())

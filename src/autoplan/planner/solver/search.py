@@ -1,0 +1,286 @@
+"""The search: reduce, bound, drop what cannot be in a good choice, and give what is left to CP-SAT.
+
+Guess a threshold a little above the bound. A choice at or under it uses only strategies whose own bound is at or under it,
+so all others go, the reductions begin again, and CP-SAT looks at the rest. The best choice it finds is the optimum; if there
+is none, the optimum is above the threshold, and the next guess is higher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from autoplan.planner.solver.bound import Bound, bound
+from autoplan.planner.solver.cpsat import Found, cheapest, least_excess
+from autoplan.planner.solver.eliminate import Elimination, TooWide
+from autoplan.planner.solver.model import FORBIDDEN, Array, Model
+from autoplan.planner.solver.passing import Passing
+from autoplan.planner.solver.priced import BITS
+from autoplan.planner.solver.reduce import Infeasible, reduce
+from autoplan.planner.solver.trail import Trail
+
+BANDS = (
+    1e-6,
+    1e-5,
+    3e-5,
+    1e-4,
+    2e-4,
+    5e-4,
+    1e-3,
+    2e-3,
+    5e-3,
+    1e-2,
+    3e-2,
+    0.1,
+    0.3,
+    1.0,
+    10.0,
+)  # how far above the bound thresholds are guessed
+SHRINKING = 0.8  # of the strategies: if more are left, bounding once more would not help
+UNLIMITED = 1 << 55
+GLANCE = 5  # sweeps, to see how much a good choice may cost
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The best choice, None if none was met; none costs less than `bound`. `finished`: not cut short."""
+
+    choice: tuple[int, ...] | None
+    cost: int | None
+    bound: int
+    finished: bool
+
+
+class _Best:
+    """The best choice met so far, in the numbers of the model it was asked for."""
+
+    def __init__(self) -> None:
+        self.choice: tuple[int, ...] | None = None
+        self.cost: int | None = None
+
+    def meet(self, choice: Sequence[int] | None, cost: int | None) -> None:
+        """Remember a choice if it is the best."""
+        if choice is not None and cost is not None and (self.cost is None or cost < self.cost):
+            self.choice, self.cost = tuple(choice), cost
+
+
+def minimise_cost(
+    model: Model,
+    deadline: float | None,
+    *,
+    known: Sequence[int] | None = None,
+    outer: Callable[[int], Bound] | None = None,
+    gap: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Result | None:
+    """The cheapest choice within the limits, to within `gap`; None where nothing fits. `known` is a choice to begin with.
+
+    `outer(threshold)` bounds the model's strategies in choices of at most the threshold, if they are bounded already.
+    """
+    best = _Best()
+    if known is not None and model.fits(known):
+        best.meet(known, model.cost_of(known))
+    try:
+        reduced, trail = reduce(model) if outer is None else (model, Trail(nodes=tuple(range(len(model.costs)))))
+    except Infeasible:
+        return None
+
+    def meet(choice: Sequence[int], used: Array) -> int | None:
+        if (used <= reduced.limits).all():
+            cost = reduced.cost_of(choice)
+            if cost is not None and (best.cost is None or cost < best.cost):
+                best.meet(trail.expand(choice), cost)
+        return best.cost
+
+    below = outer(UNLIMITED) if outer else bound(Passing(reduced, glance(reduced)), np.zeros(len(reduced.limits)), meet, deadline)
+    proved = below.value
+    for slack in (*BANDS, None):
+        if best.cost is not None and best.cost - proved <= gap:
+            break
+        threshold = proved + max(1, int(slack * abs(proved))) if slack is not None else UNLIMITED
+        if best.cost is not None:
+            threshold = min(threshold, best.cost)
+        try:
+            closer = outer(threshold) if outer else below
+            found = _cheapest_within(reduced, closer, threshold, deadline, gap, on_progress)
+        except KeyboardInterrupt:
+            if best.choice is None:
+                raise
+            found = Found(None, None, False)
+        if found.choice is not None:
+            best.meet(trail.expand(found.choice), reduced.cost_of(found.choice))
+        if not found.finished:
+            proved = max(proved, min(found.bound or proved, threshold))
+            return Result(best.choice, best.cost, min(proved, best.cost) if best.cost is not None else proved, False)
+        if found.choice is not None:
+            assert found.bound is not None
+            return Result(best.choice, best.cost, found.bound, True)
+        if slack is None and best.cost is None:
+            return None
+        proved = threshold if threshold == best.cost else threshold + 1
+    return Result(best.choice, best.cost, min(proved, best.cost or proved), True)
+
+
+def _cheapest_within(
+    model: Model, below: Bound, threshold: int, deadline: float | None, gap: int, on_progress: Callable[[int, int], None] | None
+) -> Found:
+    """The cheapest choice that costs at most `threshold`: prune and bound by turns while that helps, then CP-SAT."""
+    core, way, best = model, _Way(), _Best()
+
+    def meet(choice: Sequence[int], used: Array) -> int | None:
+        if (used <= core.limits).all():
+            cost = core.cost_of(choice)
+            if cost is not None and cost <= threshold:
+                best.meet(way.back(choice), cost)
+        return best.cost
+
+    while True:
+        before = core.strategies
+        try:
+            core, kept = restricted(core, below, threshold)
+            core, trail = reduce(core)
+        except Infeasible:
+            return Found(best.choice, threshold if best.choice else None, True)
+        way = way.then(kept, trail)
+        if not core.costs:
+            best.meet(way.back(()), core.constant if core.constant <= threshold else None)
+            return Found(best.choice, best.cost, True)
+        engine = engine_for(core, threshold)
+        if isinstance(engine, Passing) and core.strategies > SHRINKING * before:
+            break
+        below = bound(engine, below.prices, meet, deadline)
+        if best.cost is not None:
+            threshold = min(threshold, best.cost)
+            if best.cost - below.value <= gap:
+                return Found(best.choice, below.value, True)
+        if below.value > threshold:
+            return Found(None, None, True)
+        if deadline is not None and perf_counter() > deadline:
+            return Found(best.choice, below.value, False)
+        if core.strategies > SHRINKING * before:
+            break
+    found = cheapest(core, threshold, np.flatnonzero(below.prices > 0).tolist(), deadline, gap=gap, on_progress=on_progress)
+    if found.choice is not None:
+        best.meet(way.back(found.choice), core.cost_of(found.choice))
+    return replace(found, choice=best.choice)
+
+
+def minimise_peak(model: Model, deadline: float | None) -> Result | None:
+    """The choice whose greatest row is least, whatever it costs; None where every choice is forbidden. Its cost is that row."""
+    top = int(model.most_used().max(initial=0))
+    free = replace(
+        model,
+        costs=[np.where(costs >= FORBIDDEN, FORBIDDEN, 0) for costs in model.costs],
+        edges={pair: replace(edge, cost=np.where(edge.cost >= FORBIDDEN, FORBIDDEN, 0)) for pair, edge in model.edges.items()},
+        limits=np.full(len(model.limits), top),
+        constant=0,
+    )
+    try:
+        reduced, trail = reduce(free, limited=False)
+    except Infeasible:
+        return None
+    best = _Best()
+
+    def meet(choice: Sequence[int], used: Array) -> int | None:
+        if reduced.cost_of(choice) is not None:
+            best.meet(trail.expand(choice), int((used - reduced.limits).max()))
+        return best.cost
+
+    rows = len(model.limits)
+    below = bound(engine_for(reduced, top), np.full(rows, 1 / rows), meet, deadline, simplex=True)
+    proved, finished = below.value, True
+    slacks = iter(BANDS)
+    while finished and (best.cost is None or proved < best.cost):
+        threshold = min(proved + int(next(slacks, 1.0) * (top + proved)), best.cost - 1 if best.cost is not None else 0)
+        found = _smallest_within(reduced, below, threshold, deadline)
+        finished = found.finished
+        if found.choice is not None:
+            best.meet(trail.expand(found.choice), int((reduced.used_by(found.choice) - reduced.limits).max()))
+        if found.bound is not None:
+            proved = max(proved, min(found.bound, threshold + 1))
+        elif finished and threshold == 0:
+            return None
+    cost = None if best.cost is None else best.cost + top
+    return Result(best.choice, cost, min(proved + top, cost) if cost is not None else proved + top, finished)
+
+
+def _smallest_within(model: Model, below: Bound, threshold: int, deadline: float | None) -> Found:
+    """A choice whose excess over every limit is at most `threshold` (less than nought: below the limits), the least there is."""
+    try:
+        core, kept = restricted(model, below, threshold)
+        core, trail = reduce(replace(core, limits=core.limits + threshold))
+        way = _Way().then(kept, trail)
+        if not core.costs:
+            return Found(way.back(()), threshold, True)
+        rows = len(core.limits)
+        closer = bound(
+            engine_for(core, int(abs(model.limits).max())), np.full(rows, 1 / rows), lambda choice, used: None, deadline, simplex=True
+        )
+        core, kept = restricted(core, closer, 0)
+        core, trail = reduce(core)
+        way = way.then(kept, trail)
+    except Infeasible:
+        return Found(None, threshold + 1, True)
+    if not core.costs:
+        return Found(way.back(()), threshold, True)
+    found = least_excess(core, np.flatnonzero(closer.prices > 0).tolist(), deadline)
+    bound_ = threshold + 1 if found.choice is None and found.finished else None if found.bound is None else found.bound + threshold
+    return Found(None if found.choice is None else way.back(found.choice), bound_, found.finished)
+
+
+def engine_for(model: Model, magnitude: int) -> Passing | Elimination:
+    """The stronger bound where it is possible."""
+    try:
+        return Elimination(model, max(1, magnitude))
+    except TooWide:
+        return Passing(model, max(1, magnitude))
+
+
+class _Way:
+    """From a choice of a core back to one of the model it was cut from."""
+
+    def __init__(self, legs: tuple[tuple[list[Array], Trail], ...] = ()) -> None:
+        self.legs = legs
+
+    def then(self, kept: list[Array], trail: Trail) -> _Way:
+        """One leg more."""
+        return _Way((*self.legs, (kept, trail)))
+
+    def back(self, choice: Sequence[int]) -> tuple[int, ...]:
+        """The choice of the model at the beginning."""
+        for kept, trail in reversed(self.legs):
+            choice = tuple(int(keep[s]) for keep, s in zip(kept, trail.expand(choice), strict=True))
+        return tuple(choice)
+
+
+def restricted(model: Model, below: Bound, threshold: int) -> tuple[Model, list[Array]]:
+    """The model with only those strategies that a choice at or under the threshold may use, and their former numbers."""
+    kept = [np.flatnonzero(conditional <= threshold) for conditional in below.conditional]
+    if not all(map(len, kept)):
+        raise Infeasible
+    return chosen_from(model, kept), kept
+
+
+def chosen_from(model: Model, kept: Sequence[Array]) -> Model:
+    """The model with only the strategies `kept` of each node."""
+    edges = {}
+    for (u, w), edge in model.edges.items():
+        usage = {span: amounts[kept[u]][:, kept[w]] for span, amounts in edge.usage.items()}
+        edges[u, w] = replace(edge, cost=edge.cost[kept[u]][:, kept[w]], usage=usage)
+    return replace(
+        model,
+        costs=[costs[keep] for costs, keep in zip(model.costs, kept, strict=True)],
+        usage=[{span: amounts[keep] for span, amounts in usage.items()} for usage, keep in zip(model.usage, kept, strict=True)],
+        edges=edges,
+    )
+
+
+def glance(model: Model) -> int:
+    """About what a good choice costs, if not more than that: the magnitude that bounds are scaled by."""
+    passing = Passing(model, 1 << BITS)
+    for _ in range(GLANCE):
+        passing.sweep()
+    return max(1, abs(passing.bound - model.constant))
