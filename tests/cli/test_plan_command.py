@@ -139,3 +139,13 @@ def test_without_hardware_the_gpu_here_decides(
     assert hardware.choose_hardware(None, None).name == name
     captured = capsys.readouterr()
     assert captured.out == "" and said in captured.err
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize(
+    "settings", [("--set", "dim=32", "batch=8"), ("--set", "dim=32", "--set", "batch=8"), ("--set=dim=32", "--set", "batch=8")]
+)
+def test_set_takes_all_the_settings_that_follow(run: Run, settings: tuple[str, ...]) -> None:
+    ended = run("plan", "model.py", *settings, *ON_FOUR)
+    assert ended.code == 0, ended.err
+    assert parse_plan(ended.out).model.set == {"dim": 32, "batch": 8}

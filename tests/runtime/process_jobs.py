@@ -160,6 +160,23 @@ def compiled(build: Seeded, plan: Plan) -> tuple[float, float, float]:
     return eager, fast, max((a - b).abs().max().item() for a, b in zip(expected, found, strict=True))
 
 
+def compiled_once(build: Seeded, plan: Plan) -> list[float]:
+    """The losses of four compiled steps; compiling again after the first raises."""
+    module, model, mesh = parallel(build, plan)
+    local_forward(module).compile(backend="aot_eager")
+    inputs = autoplan.shard_inputs(plan, mesh, model.args)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    losses = []
+    for step in range(4):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            loss = module(*inputs)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
 def die() -> None:
     if dist.get_rank() == 1:
         print("about to go", flush=True)

@@ -138,6 +138,13 @@ def test_a_compiled_llama_computes_the_same(pool: WorkerPool, plan: Plan) -> Non
         assert difference < 1e-5
 
 
+def test_later_steps_are_not_compiled_again(pool: WorkerPool) -> None:
+    """The step's seed is a number that changes: only random ops may ask for it."""
+    build = Seeded(two_uses)
+    for losses in pool.run(process_jobs.compiled_once, build, random_plan(build, mesh_of(2, 2), 0)):
+        assert len(set(losses)) == 4
+
+
 def refused(pool: WorkerPool, *job: object) -> str:
     with pytest.raises(AutoplanError) as error:
         pool.run(*job)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import click
 from autoplan.cli.exits import reported
 from autoplan.cli.options import (
     TARGET_HELP,
+    SettingsCommand,
     batch_option,
     json_option,
     mode_option,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from autoplan.request import Request
 
 
-@click.command(epilog=TARGET_HELP)
+@click.command(cls=SettingsCommand, epilog=TARGET_HELP)
 @click.argument("target", required=False)
 @set_option
 @batch_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,17 +18,38 @@ from autoplan.settings import parse_settings
 if TYPE_CHECKING:
     from autoplan.load import Target
 
+_SETTING = re.compile(r"[A-Za-z_]\w*=")
 PLAN = click.Path(path_type=Path)
 TARGET_HELP = "TARGET is file.py[:factory], package.module:factory, a Hugging Face config.json or a request .yaml."
 
 plan_argument = click.argument("plan_file", metavar="PLAN", type=PLAN)
-set_option = click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting of the factory; may be repeated.")
+set_option = click.option(
+    "--set", "settings", metavar="KEY=VALUE ...", multiple=True, help="Settings of the factory; one or more, may be repeated."
+)
 batch_option = click.option("--batch", type=click.IntRange(min=1), metavar="B", help="Batch size of the example input.")
 seq_option = click.option("--seq", type=click.IntRange(min=1), metavar="T", help="Sequence length of the example input.")
 mode_option = click.option("--mode", type=click.Choice(MODES), help="What is planned; train unless said.")
 hardware_option = click.option("--hardware", metavar="NAME|FILE", help="A hardware profile.")
 rules_option = click.option("--rules", metavar="FILE|MODULE", help="Registers rules for ops of your own.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+class SettingsCommand(click.Command):
+    """A command whose `--set` takes every KEY=VALUE that follows it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--set a=1 b=2` as `--set a=1 --set b=2`, then as usual."""
+        return super().parse_args(ctx, list(_one_setting_each(args)))
+
+
+def _one_setting_each(args: Sequence[str]) -> Iterator[str]:
+    following = False
+    for before, arg in zip(["", *args], args, strict=False):
+        is_setting = _SETTING.match(arg) is not None
+        if following and is_setting and before != "--set":
+            yield "--set"
+        following = arg == "--set" or (following and is_setting)
+        yield arg
 
 
 def requested(target: str, settings: Sequence[str], **flags: Any) -> Request:

@@ -17,6 +17,7 @@ from autoplan.cli.hardware import choose_hardware
 from autoplan.cli.options import (
     PLAN,
     TARGET_HELP,
+    SettingsCommand,
     batch_option,
     hardware_option,
     json_option,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from autoplan.planner.pipeline import Planned
 
 
-@click.command(epilog=TARGET_HELP)
+@click.command(cls=SettingsCommand, epilog=TARGET_HELP)
 @click.argument("target")
 @click.option("--mesh", metavar="MESH", help="4, 2x4 or data=2,tensor=4")
 @click.option("-o", "--out", type=PLAN, metavar="FILE", help="Where the plan goes; stdout unless said.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from autoplan.cli.exits import reported
-from autoplan.cli.options import json_option, plan_argument, rules_option, set_option, target_of_plan
+from autoplan.cli.options import SettingsCommand, json_option, plan_argument, rules_option, set_option, target_of_plan
 from autoplan.cli.output import put, put_json
 from autoplan.errors import VerificationError
 from autoplan.plan import Plan, load_plan
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DTYPES = {"fp32": "float32", "fp64": "float64"}
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @plan_argument
 @click.option("--target", metavar="TARGET", help="The model, where it is no longer what the plan names.")
 @set_option

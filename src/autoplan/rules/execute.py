@@ -36,13 +36,13 @@ class LocalOp:
         """Whether the target is a plain op, to be called with `args` and `kwargs`."""
         return self.strategy.local is None
 
-    def run(self, operands: Sequence[Tensor], group: Collectives, seed: int = 0) -> Any:
+    def run(self, operands: Sequence[Tensor], group: Collectives, seed: int | Callable[[], int] = 0) -> Any:
         """The local output of the op on this rank, differentiable."""
         args = map_refs(self.args, lambda ref: operands[ref.value])
         kwargs = map_refs(dict(self.kwargs), lambda ref: operands[ref.value])
         if self.is_plain:
             return call_functional(self.target, self.written, args, kwargs)
-        return self.target(LocalCall(args, kwargs, self.call, self.strategy, self.mesh, group, seed))
+        return self.target(LocalCall(args, kwargs, self.call, self.strategy, self.mesh, group, seed if callable(seed) else lambda: seed))
 
 
 def localize(call: Call, strategy: Strategy, mesh: Mesh, device: torch.device | None = None) -> LocalOp:

@@ -33,7 +33,12 @@ class LocalCall:
     strategy: Strategy
     mesh: Mesh
     group: Collectives
-    seed: int  # differs from op to op and from step to step, equal on all ranks
+    draw_seed: Callable[[], int]
+
+    @property
+    def seed(self) -> int:
+        """Differs from op to op and from step to step, equal on all ranks. Only random ops ask: what changes with the step is compiled again."""
+        return self.draw_seed()
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at `position`, or by `name`, or its default; tensors are local."""

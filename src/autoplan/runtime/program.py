@@ -90,7 +90,7 @@ class LocalImplementation(nn.Module):
         self.node = node
 
     def forward(self, run: Run, *operands: Tensor) -> Any:
-        return self.op.run(operands, run.group, run.node_seed(self.node))
+        return self.op.run(operands, run.group, lambda: run.node_seed(self.node))
 
 
 _DEFAULT_GENERATOR = threading.Lock()  # simulated ranks share it
