@@ -213,7 +213,7 @@ class _Reducer:
             own = self.usage[u].get(span, np.zeros(len(costs), dtype=np.int64))
             better &= _no_more(own, [edge.usage[span] for edge in edges if span in edge.usage])
         strictly = better & (~better.T | (np.arange(len(costs))[:, None] < np.arange(len(costs))))
-        self._keep(u, ~strictly.any(0))
+        self._keep(u, np.asarray(~strictly.any(0)))
 
     # Nodes
 
