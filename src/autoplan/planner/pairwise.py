@@ -150,7 +150,7 @@ class Modeller:
     ) -> None:
         """A node for where reader r has its label from; its states are (source, label), the cheapest source first."""
         prices = known_costs(costs)
-        priced = prices.any(0)
+        priced = np.asarray(prices.any(0))
         for amounts in uses.values():
             priced = priced | (amounts > 0)
         needed = sorted(set(labels[r].tolist()))

@@ -56,7 +56,10 @@ def bound(engine: Passing | Elimination, prices: Array, meet: Meet, deadline: fl
         if cost is None:
             break
         cuts.add(cost, used - model.limits, abs(best))
-        most, reached = cuts.best()
+        allowed = cuts.best()
+        if allowed is None:
+            break
+        most, reached = allowed
         if most <= best + CLOSE * abs(best) or (not cuts.priced):
             break
         prices = reached if idle < 2 else (reached + best_prices) / 2

@@ -33,18 +33,23 @@ class Cuts:
             self.priced.append(worst)
             self.highest[worst] = STEEPEST * max(scale, 1.0) / max(float(excess[worst]), 1.0)
 
-    def best(self) -> tuple[float, Array]:
-        """The most that the bounds allow, and the prices that might reach it."""
+    def best(self) -> tuple[float, Array] | None:
+        """The most that the bounds allow, and the prices that might reach it; None where the solver of this cannot tell."""
         lp = pywraplp.Solver.CreateSolver("GLOP")
         value = lp.NumVar(-lp.infinity(), lp.infinity(), "")
-        prices = {row: lp.NumVar(0, 1 if self.simplex else self.highest[row], "") for row in self.priced}
+        unit = max(1.0, *map(abs, self.costs))
+        sizes = {row: 1.0 if self.simplex else unit / max(1.0, *(abs(float(e[row])) for e in self.excesses)) for row in self.priced}
+        if self.simplex:
+            unit = max(1.0, *(float(np.abs(excess).max()) for excess in self.excesses))
+        prices = {row: lp.NumVar(0, 1 if self.simplex else self.highest[row] / size, "") for row, size in sizes.items()}
         for cost, excess in zip(self.costs, self.excesses, strict=True):
-            lp.Add(value - sum(float(excess[row]) * price for row, price in prices.items()) <= cost)
+            lp.Add(value - sum(float(excess[row]) * sizes[row] / unit * price for row, price in prices.items()) <= cost / unit)
         if self.simplex:
             lp.Add(sum(prices.values()) == 1)
         lp.Maximize(value)
-        assert lp.Solve() == pywraplp.Solver.OPTIMAL
+        if lp.Solve() != pywraplp.Solver.OPTIMAL:
+            return None
         found = np.zeros(len(self.highest))
         for row, price in prices.items():
-            found[row] = max(0.0, price.solution_value())
-        return value.solution_value(), found
+            found[row] = max(0.0, price.solution_value()) * sizes[row]
+        return value.solution_value() * unit, found

@@ -213,7 +213,7 @@ class _Reducer:
             own = self.usage[u].get(span, np.zeros(len(costs), dtype=np.int64))
             better &= _no_more(own, [edge.usage[span] for edge in edges if span in edge.usage])
         strictly = better & (~better.T | (np.arange(len(costs))[:, None] < np.arange(len(costs))))
-        self._keep(u, ~strictly.any(0))
+        self._keep(u, np.asarray(~strictly.any(0)))
 
     # Nodes
 
@@ -277,7 +277,8 @@ class _Reducer:
     def _take_out(self, u: int) -> None:
         neighbours = list(self.near[u])
         if not neighbours and not self.usage[u]:
-            self._keep(u, np.eye(len(self._costs(u)), dtype=bool)[self._costs(u).argmin()])
+            cheapest = np.asarray(np.arange(len(self._costs(u))) == self._costs(u).argmin())
+            self._keep(u, cheapest)
         elif len(neighbours) == 1:
             self._fold_leaf(u, neighbours[0])
         elif len(neighbours) == 2:

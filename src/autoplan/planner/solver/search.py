@@ -31,14 +31,15 @@ BANDS = (
     5e-4,
     1e-3,
     2e-3,
-    5e-3,
+    *[3e-3] * 5,
+    *[5e-3] * 4,
     1e-2,
     3e-2,
     0.1,
     0.3,
     1.0,
     10.0,
-)  # how far above the bound thresholds are guessed
+)  # how far above what is proved the next threshold is guessed
 SHRINKING = 0.8  # of the strategies: if more are left, bounding once more would not help
 UNLIMITED = 1 << 55
 GLANCE = 5  # sweeps, to see how much a good choice may cost
