@@ -36,8 +36,13 @@ def norm(call: Call) -> Iterator[Row]:
 
 def _local_group_norm(call: Call, shapes: Shapes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """As many groups as this rank's channels hold."""
-    groups = call.args[1] * shapes[0][CHANNELS] // call.outputs[0].shape[CHANNELS]
+    groups = _share(call.args[1], shapes[0][CHANNELS], call.outputs[0].shape[CHANNELS])
     return (call.args[0], groups, *call.args[2:]), call.kwargs
+
+
+def _share(groups: int, channels: int, all_channels: int) -> int:
+    """The count of groups in some of the channels; all of them where there are no channels at all."""
+    return groups * channels // all_channels if all_channels else groups
 
 
 @rule("aten.group_norm", localize=_local_group_norm)
@@ -51,7 +56,7 @@ def group_norm(call: Call) -> Iterator[Row]:
     x = call.operands[0]
     for groups in shards((x, 0), (call.outputs[0], 0)):
         yield Row((Shard(0, groups), *(R for _ in call.operands[1:])), (Shard(0, groups),))
-    left = call.args[1] * x.shape[CHANNELS] // call.uncut_shape(0)[CHANNELS]
+    left = _share(call.args[1], x.shape[CHANNELS], call.uncut_shape(0)[CHANNELS])
     yield from (row for row, groups in _channel_rows(call) if left % (groups * call.axis_size) == 0)
 
 
