@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from autoplan.graph.ir import Ref
+from autoplan.graph.routed_experts import Body, Step
 
 Choice = TypeVar("Choice")
 
@@ -429,6 +433,51 @@ def attention_causal(op: str, source: Source) -> Example:
     ratio = source.choice([1, 2])
     q, k = (b, h * ratio, t, e), (b, h, t, e)
     return Example(op, (source.floats(*q), source.floats(*k), source.floats(*k), None, 0.0, True), {"enable_gqa": ratio > 1})
+
+
+# --- mixtures of experts
+
+HAS_TRANSFORMERS = find_spec("transformers") is not None
+EXPERTS = Body(
+    2,
+    1,
+    (
+        Step("autoplan.grouped_mm.default", (Ref(0), Ref(2), Ref(4)), {}, 1),
+        Step("aten.unsqueeze.default", (Ref(1), -1), {}, 1),
+        Step("aten.relu.default", (Ref(5),), {}, 1),
+        Step("aten.mul.Tensor", (Ref(7), Ref(6)), {}, 1),
+    ),
+)
+"""Tokens times the matrix of their expert, what is positive of it, times their score."""
+
+
+def ends(experts: int, rows: int) -> Tensor:
+    """Where the rows of each expert end."""
+    return torch.cat((integers(rows + 1, experts - 1).sort().values, torch.tensor([rows]))).int()
+
+
+@_calls("autoplan.grouped_mm.default", *(["transformers.grouped_mm_fallback.default"] if HAS_TRANSFORMERS else []))
+def grouped_product(op: str, source: Source) -> Example:
+    if op.startswith("transformers"):
+        import_module("transformers.integrations.moe")  # which registers it
+    n, experts, k, m = source.size(), max(source.size(), 1), source.size(), source.size()
+    return Example(op, (source.floats(n, k), source.floats(experts, k, m), ends(experts, n)))
+
+
+@_calls("aten._grouped_mm.default")
+def grouped_product_of_torch(op: str, source: Source) -> Example:
+    """Sizes of which a sixth is a multiple of 16 bytes, which torch insists on."""
+    n, experts, k, m = source.size(), max(source.size(), 1), 48 * source.choice([1, 2]), 48
+    return Example(op, (source.floats(n, k), source.floats(experts, k, m), ends(experts, n)))
+
+
+@_calls("autoplan.routed_experts.default")
+def mixture(op: str, source: Source) -> Example:
+    tokens, experts, k, m = source.size(), max(source.size(), 1), source.size(), source.size()
+    repeat = source.choice([2, 1])
+    rows = (source.floats(tokens, k), source.floats(tokens * repeat))
+    ids = integers(experts, tokens * repeat)
+    return Example(op, (rows, ids, (source.floats(experts, k, m),), (repeat, 1), experts, EXPERTS.text()))
 
 
 # --- normalisations

@@ -94,22 +94,33 @@ def batch_norm(call: Call) -> Iterator[Row]:
 
     Where weight and statistics differ in dtype, which no kernel takes, every row runs the local implementation.
     """
-    x, (y, *statistics) = call.operands[0], call.outputs
     trains = _bound(call.op, call.args, call.kwargs)["training"]
     plain = _unless_mixed(call, "batch_norm")
     if plain:
         yield replace(replicated_row(call), local=plain)
     yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
-    inside = ("all-gather", "all-reduce") if x.needs_grad else ("all-gather",)
+    if not trains:
+        yield from _by_given_statistics(call, plain)
+        return
+    inside = ("all-gather", "all-reduce") if call.operands[0].needs_grad else ("all-gather",)
+    yield from (replace(row, local="batch_norm", inside=inside) for row in _samples_and_positions(call))
+
+
+def _samples_and_positions(call: Call) -> Iterator[Row]:
+    """Rows that cut any dim but the channels, all that has one number per channel being whole."""
+    x, (y, *statistics) = call.operands[0], call.outputs
     for dim in range(x.ndim):
         for groups in shards((x, dim), (y, dim)) if dim != CHANNELS else ():
-            ins: tuple[Placement, ...] = (Shard(dim, groups), *(R for _ in call.operands[1:]))
-            outs: tuple[Placement, ...] = (Shard(dim, groups), *(R for _ in statistics))
-            yield Row(ins, outs, local="batch_norm", inside=inside) if trains else Row(ins, outs, local=plain)
-    if not trains:
-        summed = {0, call.operand(2, "bias"), call.operand(3, "running_mean")}
-        outs = (P, *(R for _ in statistics))
-        yield Row(tuple(P if k in summed else R for k in range(len(call.operands))), outs, local=plain)
+            shard = Shard(dim, groups)
+            yield Row((shard, *(R for _ in call.operands[1:])), (shard, *(R for _ in statistics)))
+
+
+def _by_given_statistics(call: Call, plain: str | None) -> Iterator[Row]:
+    """Rows where no statistics are taken: each element for itself, and linear in x, bias and running mean together."""
+    yield from (replace(row, local=plain) for row in _samples_and_positions(call))
+    summed = {0, call.operand(2, "bias"), call.operand(3, "running_mean")}
+    outs = (P, *(R for _ in call.outputs[1:]))
+    yield Row(tuple(P if k in summed else R for k in range(len(call.operands))), outs, local=plain)
 
 
 def _unless_mixed(call: Call, implementation: str) -> str | None:
@@ -164,15 +175,20 @@ def instance_norm(call: Call) -> Iterator[Row]:
     S(0,g)    R            -> S(0,g)     P             samples: running statistics are means over samples, of which each rank
                                                        gives its share (local implementation)
     S(1,g)    S(0,g)       -> S(1,g)     S(0,g)        channels
+
+    With the running statistics in place of those of each sample, the rows of batch_norm in eval mode.
     """
     (y, *statistics), x = call.outputs, call.operands[0]
     plain = _unless_mixed(call, "instance_norm")
     if plain:
         yield replace(replicated_row(call), local=plain)
+    yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
+    if not _bound(call.op, call.args, call.kwargs)["use_input_stats"]:
+        yield from _by_given_statistics(call, plain)
+        return
     for groups in shards((x, 0), (y, 0)):
         ins: tuple[Placement, ...] = (Shard(0, groups), *(R for _ in call.operands[1:]))
         yield Row(ins, (Shard(0, groups), *(P for _ in statistics)), local="instance_norm" if statistics else plain)
-    yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
 
 
 @local("instance_norm")
