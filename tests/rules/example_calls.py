@@ -566,7 +566,9 @@ def upsampled_antialiased(op: str, source: Source) -> Example:
     return Example(op, (source.floats(source.size(), source.size(), 4, 4), source.choice([[3, 2], [7, 7]]), False, None))
 
 
-@_calls("aten.reflection_pad1d.default", "aten.reflection_pad3d.default", "aten.replication_pad2d.default", "aten.replication_pad3d.default")
+@_calls(
+    "aten.reflection_pad1d.default", "aten.reflection_pad3d.default", "aten.replication_pad2d.default", "aten.replication_pad3d.default"
+)
 def padded_by_copies(op: str, source: Source) -> Example:
     n = int(op.split("pad")[1][0])
     return Example(op, (source.floats(source.size(), source.size(), *[4] * n), source.choice([[1, 2] * n, [0, 1] * n])))

@@ -102,6 +102,8 @@ def batch_norm(call: Call) -> Iterator[Row]:
     if not trains:
         yield from _by_given_statistics(call, plain)
         return
+    if 0 in call.operands[0].shape:
+        return  # nothing has no statistics
     inside = ("all-gather", "all-reduce") if call.operands[0].needs_grad else ("all-gather",)
     yield from (replace(row, local="batch_norm", inside=inside) for row in _samples_and_positions(call))
 
