@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from autoplan.graph.ops import bind
@@ -90,7 +91,7 @@ def batch_norm(call: Call) -> Iterator[Row]:
 
     x         the others      y
     S(d,g)    R            -> S(d,g)     samples or positions
-    P         R, bias and running mean P -> P          a * x + b
+    P         R, bias and running mean P -> P, the running mean too       a * x + b
 
     Where weight and statistics differ in dtype, which no kernel takes, every row runs the local implementation.
     """
@@ -121,8 +122,11 @@ def _by_given_statistics(call: Call, plain: str | None) -> Iterator[Row]:
     """Rows where no statistics are taken: each element for itself, and linear in x, bias and running mean together."""
     yield from (replace(row, local=plain) for row in _samples_and_positions(call))
     summed = {0, call.operand(2, "bias"), call.operand(3, "running_mean")}
-    outs = (P, *(R for _ in call.outputs[1:]))
-    yield Row(tuple(P if k in summed else R for k in range(len(call.operands))), outs, local=plain)
+    ins = tuple(P if k in summed else R for k in range(len(call.operands)))
+    yield Row(ins, tuple(P if j in (0, _RUNNING_MEAN) else R for j in range(len(call.outputs))), local=plain)
+
+
+_RUNNING_MEAN = 3  # the output of native ops that is the running mean, in eval mode as it was
 
 
 def _unless_mixed(call: Call, implementation: str) -> str | None:
@@ -148,7 +152,8 @@ def local_batch_norm(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
     y, mean, variance = synchronised_batch_norm(named["input"], named["weight"], named["bias"], named["eps"], tuple(cut), call.group)
     made = [y]
     if "native" in call.call.op:
-        made += [mean, (variance + named["eps"]).rsqrt()]
+        saved = getattr(torch, call.call.outputs[1].dtype)
+        made += [mean.to(saved), (variance + named["eps"]).rsqrt().to(saved)]
     if (running_mean := named.get("running_mean")) is not None:
         momentum, count = named["momentum"], y.numel() // mean.numel() * call.mesh.group_size(cut)
         unbiased = variance * (count / max(count - 1, 1))
