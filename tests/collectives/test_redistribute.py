@@ -55,7 +55,9 @@ def test_random_pairs_on_larger_meshes_give_the_exact_cut(mesh: Mesh, seed: int)
 def test_an_axis_of_one_rank_changes_its_placement_all_the_same() -> None:
     mesh = mesh_of(1, 2)
     whole = torch.arange(12.0, dtype=torch.float64).view(6, 2)
-    for src, dst in product(product([R, P, S(0)], [R, S(0)]), repeat=2):
+    outer: list[Placement] = [R, P, S(0)]
+    inner: list[Placement] = [R, S(0)]
+    for src, dst in product(product(outer, inner), repeat=2):
         steps = lower(src, dst, mesh)
 
         def rank_main(group: SimulatedCollectives, src: Placements = src, steps: tuple[Step, ...] = steps) -> Tensor:

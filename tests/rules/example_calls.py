@@ -466,8 +466,8 @@ def grouped_product(op: str, source: Source) -> Example:
 
 @_calls("aten._grouped_mm.default")
 def grouped_product_of_torch(op: str, source: Source) -> Example:
-    """Sizes of which a sixth is a multiple of 16 bytes, which torch insists on."""
-    n, experts, k, m = source.size(), max(source.size(), 1), 48 * source.choice([1, 2]), 48
+    """Sizes of which a quarter and a sixth are multiples of 16 bytes, which torch insists on."""
+    n, experts, k, m = source.size(), max(source.size(), 1), source.choice([96, 192]), 96
     return Example(op, (source.floats(n, k), source.floats(experts, k, m), ends(experts, n)))
 
 
