@@ -13,7 +13,7 @@ from torch import Tensor
 from autoplan.collectives import SimulatedCollectives, run_simulated
 from autoplan.collectives.redistribute import redistribute, redistribute_by, redistribute_gradient, run_steps
 from autoplan.placement import R_PARTIAL, Mesh, P, Placement, Placements, R, S, format_placements, forward_of, gradient_of
-from autoplan.redistribution import collectives, lower, transition
+from autoplan.redistribution import Step, collectives, lower, transition
 
 STATES = (*CUTS, R_PARTIAL)
 FLAT, GRID, ODD, CUBE = mesh_of(2), mesh_of(2, 2), mesh_of(2, 3), mesh_of(2, 2, 2)
@@ -55,9 +55,15 @@ def test_random_pairs_on_larger_meshes_give_the_exact_cut(mesh: Mesh, seed: int)
 def test_an_axis_of_one_rank_changes_its_placement_all_the_same() -> None:
     mesh = mesh_of(1, 2)
     whole = torch.arange(12.0, dtype=torch.float64).view(6, 2)
-    for src, dst in product(product([R, P, S(0)], [R, S(0)]), repeat=2):
+    outer: list[Placement] = [R, P, S(0)]
+    inner: list[Placement] = [R, S(0)]
+    for src, dst in product(product(outer, inner), repeat=2):
         steps = lower(src, dst, mesh)
-        found = run_simulated(mesh, lambda group, src=src, steps=steps: run_steps(part(whole, src, mesh, group.coordinate), steps, group))
+
+        def rank_main(group: SimulatedCollectives, src: Placements = src, steps: tuple[Step, ...] = steps) -> Tensor:
+            return run_steps(part(whole, src, mesh, group.coordinate), steps, group)
+
+        found = run_simulated(mesh, rank_main)
         for local, coordinate in zip(found, mesh.coordinates(), strict=True):
             assert torch.equal(local, part(whole, dst, mesh, coordinate)), (src, dst)
 

@@ -18,7 +18,7 @@ from autoplan.planner.pipeline import PlanRequest, capture_for, plan_module
 from autoplan.planner.prices import Prices
 
 MLP = {"dim": 64, "hidden_dim": 256, "n_layers": 3, "classes": 16, "batch": 32}
-LLAMA = {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 128, "vocab_size": 128, "batch": 8, "seq": 64}
+LLAMA: dict[str, Any] = {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 128, "vocab_size": 128, "batch": 8, "seq": 64}
 Module = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 

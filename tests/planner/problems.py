@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import product
 from random import Random
 
-from autoplan.planner.problem import FORBIDDEN, Group, Matrix, Problem, ProblemNode, ProblemValue, Reader, evaluate, is_feasible
+import numpy as np
+
+from autoplan.planner.problem import FORBIDDEN, Array, Group, Problem, ProblemNode, ProblemValue, Reader, evaluate, is_feasible
 
 ROWS = 2
 
@@ -59,10 +61,9 @@ def _random_value(random: Random, producer: int, nodes: int, strategies: int) ->
     )
 
 
-def _costs(random: Random, rows: int, columns: int) -> Matrix:
-    return tuple(
-        tuple(FORBIDDEN if random.random() < 0.05 else random.choice([0, random.randint(1, 15)]) for _ in range(columns))
-        for _ in range(rows)
+def _costs(random: Random, rows: int, columns: int) -> Array:
+    return np.array(
+        [[FORBIDDEN if random.random() < 0.05 else random.choice([0, random.randint(1, 15)]) for _ in range(columns)] for _ in range(rows)]
     )
 
 

@@ -23,7 +23,10 @@ from autoplan.rules.prove import cut_global, example_call, join_local, prove
 from autoplan.rules.row import TensorSpec, make_strategy
 
 RANKS = Mesh(("x",), (2,))
-UNCHECKED = re.compile(r"aten\.(lstm|gru|rnn_tanh|rnn_relu)\..*")  # torch ends the process where their sizes do not go together
+UNCHECKED = re.compile(
+    r"aten\.(lstm|gru|rnn_tanh|rnn_relu|_?native_batch_norm.*)\..*"  # torch ends the process where their sizes do not go together
+    r"|aten\._grouped_mm\..*"  # has no fp64; autoplan.grouped_mm, which has, is under the same rule
+)
 DRAWS = 8  # a combination that holds for other numbers too is no coincidence
 NOBODY: Any = None  # plain ops have nothing to say to other ranks
 _CLOSE = 1e-9  # as the prover has it
@@ -35,9 +38,10 @@ def missing_rows(example: Callable[[int], Example]) -> list[Row]:
 
     Of calls with one operand or none, group counts are tried as well: all that divide.
     """
-    call, operands = _call_of(example(0))
-    if UNCHECKED.fullmatch(call.op):
+    first = example(0)
+    if UNCHECKED.fullmatch(first.op):
         return []
+    call, operands = _call_of(first)
     if len(call.operands) < 2:
         call = _with_every_group(call)
     here = replace(call, axis_size=2)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from autoplan.graph.ir import Ref
+from autoplan.graph.routed_experts import Body, Step
 
 Choice = TypeVar("Choice")
 
@@ -431,6 +435,51 @@ def attention_causal(op: str, source: Source) -> Example:
     return Example(op, (source.floats(*q), source.floats(*k), source.floats(*k), None, 0.0, True), {"enable_gqa": ratio > 1})
 
 
+# --- mixtures of experts
+
+HAS_TRANSFORMERS = find_spec("transformers") is not None
+EXPERTS = Body(
+    2,
+    1,
+    (
+        Step("autoplan.grouped_mm.default", (Ref(0), Ref(2), Ref(4)), {}, 1),
+        Step("aten.unsqueeze.default", (Ref(1), -1), {}, 1),
+        Step("aten.relu.default", (Ref(5),), {}, 1),
+        Step("aten.mul.Tensor", (Ref(7), Ref(6)), {}, 1),
+    ),
+)
+"""Tokens times the matrix of their expert, what is positive of it, times their score."""
+
+
+def ends(experts: int, rows: int) -> Tensor:
+    """Where the rows of each expert end."""
+    return torch.cat((integers(rows + 1, experts - 1).sort().values, torch.tensor([rows]))).int()
+
+
+@_calls("autoplan.grouped_mm.default", *(["transformers.grouped_mm_fallback.default"] if HAS_TRANSFORMERS else []))
+def grouped_product(op: str, source: Source) -> Example:
+    if op.startswith("transformers"):
+        import_module("transformers.integrations.moe")  # which registers it
+    n, experts, k, m = source.size(), max(source.size(), 1), source.size(), source.size()
+    return Example(op, (source.floats(n, k), source.floats(experts, k, m), ends(experts, n)))
+
+
+@_calls("aten._grouped_mm.default")
+def grouped_product_of_torch(op: str, source: Source) -> Example:
+    """Sizes of which a quarter and a sixth are multiples of 16 bytes, which torch insists on."""
+    n, experts, k, m = source.size(), max(source.size(), 1), source.choice([96, 192]), 96
+    return Example(op, (source.floats(n, k), source.floats(experts, k, m), ends(experts, n)))
+
+
+@_calls("autoplan.routed_experts.default")
+def mixture(op: str, source: Source) -> Example:
+    tokens, experts, k, m = source.size(), max(source.size(), 1), source.size(), source.size()
+    repeat = source.choice([2, 1])
+    rows = (source.floats(tokens, k), source.floats(tokens * repeat))
+    ids = integers(experts, tokens * repeat)
+    return Example(op, (rows, ids, (source.floats(experts, k, m),), (repeat, 1), experts, EXPERTS.text()))
+
+
 # --- normalisations
 
 EPSILON = 0.1  # a group of one number has no variance: its gradient would be a difference of large numbers
@@ -455,6 +504,18 @@ def group_norm(op: str, source: Source) -> Example:
     return Example(op, (source.floats(n, groups * c, t), groups, source.floats(groups * c), source.floats(groups * c), EPSILON))
 
 
+@_calls(
+    "aten.batch_norm.default", "aten.native_batch_norm.default", "aten._native_batch_norm_legit.default",
+    "aten._native_batch_norm_legit_functional.default", "aten.instance_norm.default",
+)  # fmt: skip
+def norm_with_statistics(op: str, source: Source) -> Example:
+    least = 1 if "native" in op else 0  # of nothing, their kernels end the process
+    n, c, t = (max(source.size(), least) for _ in range(3))
+    learned, running = (source.floats(c), source.floats(c)), (source.floats(c), positive(source, c))
+    rest = () if "native" in op else (False,)
+    return Example(op, (source.floats(n, c, t), *learned, *running, source.choice([True, False]), 0.1, EPSILON, *rest), frozen=(3, 4))
+
+
 # --- convolutions and pooling: `n` spatial dims
 
 
@@ -465,6 +526,13 @@ def convolution(op: str, source: Source) -> Example:
     positions = [4] * n
     bias = source.choice([(source.floats(d),), (), (source.floats(d),)])
     return Example(op, (source.floats(batch, c, *positions), source.floats(d, c, *[3] * n), *bias))
+
+
+@_calls("aten.conv_transpose3d.input")
+def convolution_transposed(op: str, source: Source) -> Example:
+    batch, c, d = (source.size() for _ in range(3))
+    bias = source.choice([(source.floats(d),), ()])
+    return Example(op, (source.floats(batch, c, 2, 2, 2), source.floats(c, d, 2, 2, 2), *bias))
 
 
 @_calls("aten.conv2d.default", form="in groups")
@@ -480,6 +548,39 @@ def depthwise(op: str, source: Source) -> Example:
 def pooling(op: str, source: Source) -> Example:
     n = int(op.split("pool")[1][0])
     return Example(op, (source.floats(source.size(), source.size(), *[4] * n), [2] * n))
+
+
+# --- images
+
+
+@_calls(
+    "aten._upsample_nearest_exact1d.vec", "aten._upsample_nearest_exact2d.vec", "aten._upsample_nearest_exact3d.vec",
+    "aten.upsample_nearest3d.vec",
+)  # fmt: skip
+def upsampled(op: str, source: Source) -> Example:
+    n = int(op[-6])
+    return Example(op, (source.floats(source.size(), source.size(), *[2] * n), None, [source.choice([1.5, 2.0])] * n))
+
+
+@_calls("aten._upsample_bicubic2d_aa.vec")
+def upsampled_antialiased(op: str, source: Source) -> Example:
+    return Example(op, (source.floats(source.size(), source.size(), 4, 4), source.choice([[3, 2], [7, 7]]), False, None))
+
+
+@_calls(
+    "aten.reflection_pad1d.default", "aten.reflection_pad3d.default", "aten.replication_pad2d.default", "aten.replication_pad3d.default"
+)
+def padded_by_copies(op: str, source: Source) -> Example:
+    n = int(op.split("pad")[1][0])
+    return Example(op, (source.floats(source.size(), source.size(), *[4] * n), source.choice([[1, 2] * n, [0, 1] * n])))
+
+
+@_calls("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
+def grid_sample(op: str, source: Source) -> Example:
+    n = int(op.split("_")[2][0])
+    batch, c, t = (source.size() for _ in range(3))
+    grid = source.floats(batch, t, *[2] * (n - 1), n).tanh()
+    return Example(op, (source.floats(batch, c, *[4] * n), grid, 0, source.choice([0, 1]), False))
 
 
 # --- reductions and scans
@@ -581,6 +682,43 @@ def sort_stable(op: str, source: Source) -> Example:
 def topk(op: str, source: Source) -> Example:
     sizes, dim = reduced(source)
     return Example(op, (source.floats(*sizes), max(sizes[dim] // 2, 1), dim))
+
+
+@_calls("aten.aminmax.default")
+def extremes(op: str, source: Source) -> Example:
+    sizes, dim = reduced(source)
+    return Example(op, (source.floats(*sizes),), {"dim": dim, "keepdim": source.choice([False, True])})
+
+
+@_calls("aten.nansum.default", "aten.nanmean.default")
+def reduction_of_numbers(op: str, source: Source) -> Example:
+    """One number in ten is none."""
+    sizes, dim = reduced(source)
+    x = source.floats(*sizes)
+    return Example(op, (x.masked_fill(torch.rand(sizes) < 0.1, float("nan")), [dim], source.choice([False, True])))
+
+
+@_calls(
+    "aten.fft_ifft.default", "aten.fft_irfft.default", "aten.fft_hfft.default", "aten.fft_ihfft.default", "aten.fft_ifft2.default",
+    "aten.fft_irfft2.default", "aten.fft_rfft2.default", "aten.fft_hfft2.default", "aten.fft_ihfft2.default", "aten.fft_ifftn.default",
+    "aten.fft_irfftn.default", "aten.fft_rfftn.default", "aten.fft_hfftn.default", "aten.fft_ihfftn.default",
+)  # fmt: skip
+def fourier(op: str, source: Source) -> Example:
+    sizes = shape(source, 3)
+    several = op.split(".")[1][-1] in "2n"
+    return Example(op, (source.floats(*sizes), None, source.choice([[-2, -1], [0, 2]] if several else [-1, 0])))
+
+
+@_calls("aten.fft_fftshift.default", "aten.fft_ifftshift.default")
+def fourier_shift(op: str, source: Source) -> Example:
+    return Example(op, (source.floats(*shape(source, 3)), source.choice([[1], [0, 2]])))
+
+
+@_calls("aten._cdist_forward.default")
+def distances(op: str, source: Source) -> Example:
+    m, n, c, b = (source.size() for _ in range(4))
+    batch = source.choice([(b,), ()])
+    return Example(op, (source.floats(*batch, m, c), source.floats(*batch, n, c), source.choice([2.0, 1.0]), None))
 
 
 @_calls("aten.diff.default")
@@ -821,6 +959,11 @@ def select_scatter(op: str, source: Source) -> Example:
     return Example(op, (source.floats(a, b, c), source.floats(a, c), 1, source.choice([0, -1])))
 
 
+@_calls("aten.meshgrid.indexing")
+def meshgrid(op: str, source: Source) -> Example:
+    return Example(op, ([source.floats(source.size()) for _ in range(source.choice([2, 3]))],), {"indexing": source.choice(["ij", "xy"])})
+
+
 # --- tables and indices
 
 
@@ -868,6 +1011,12 @@ def take_along_dim(op: str, source: Source) -> Example:
     return Example(op, (source.floats(a, b), integers(b, a, n), 1))
 
 
+@_calls("aten._unsafe_index_put.default")
+def index_put(op: str, source: Source) -> Example:
+    a, b, n = (source.size() for _ in range(3))
+    return Example(op, (source.floats(a, b), [None, integers(b, n)], source.floats(a, n), True))
+
+
 @_calls("aten.one_hot.default")
 def one_hot(op: str, source: Source) -> Example:
     classes = source.size()
@@ -904,6 +1053,12 @@ def elementwise_loss(op: str, source: Source) -> Example:
     reduction = source.choice([2, 1, 0])
     weights = {"binary_cross_entropy": (None,), "binary_cross_entropy_with_logits": (None, None)}.get(op.split(".")[1], ())
     return Example(op, (x, target, *weights, reduction), frozen=(1,))
+
+
+@_calls("aten.soft_margin_loss.default")
+def loss_of_signs(op: str, source: Source) -> Example:
+    sizes = shape(source, 2, 1, 3)
+    return Example(op, (source.floats(*sizes), source.floats(*sizes).sign(), source.choice([2, 1, 0])), frozen=(1,))
 
 
 @_calls("aten.mse_loss.default", "aten.kl_div.default", form="each for itself")

@@ -35,8 +35,8 @@ LEFT_OUT = (
         "nobody makes a weight that is a partial sum: it would be whole in memory, and every rank would do all of the work",
     ),
     LeftOut(
-        r"(native_)?(layer|group)_norm|rms_norm|_fused_rms_norm",
-        r"R P( P)? -> P( R R)?",
+        r"(native_)?(layer|group)_norm|rms_norm|_fused_rms_norm|(batch|instance)_norm",
+        r"R P( P)?( R R)? -> P( R R)?",
         "nobody makes a weight that is a partial sum; every rank would normalise all of x",
     ),
     LeftOut(
@@ -45,12 +45,12 @@ LEFT_OUT = (
         "linear in v, but every rank would compute all of softmax(q k), which is the work",
     ),
     LeftOut(
-        r"(max|avg)_pool\dd|upsample_nearest\dd|im2col",
+        r"(max|avg)_pool\dd|_?upsample_nearest(_exact)?\dd|im2col",
         r"S\([1234](,\d+)?\) -> S\([1234](,\d+)?\)",
         "positions hold only where windows lie side by side and none lies across the cut; samples and channels do as well",
     ),
     LeftOut(
-        r"view|reshape|_unsafe_view|_reshape_alias|flatten|unflatten|ravel|channel_shuffle",
+        r"view|reshape|_unsafe_view|_reshape_alias|flatten|unflatten|ravel",
         r"S\(\d,\d+\) -> S\(\d,\d+\)",
         "groups on both sides: fused weights are viewed as [.., 3, heads, width], where one side has none, and these rows add a tenth "
         "to all strategies of GPT-2 on two axes (2109 instead of 1898)",
@@ -66,14 +66,19 @@ LEFT_OUT = (
         "linear in the probabilities it is compared with: they are data, and every rank would do all of the work",
     ),
     LeftOut(
-        r"slice\.Tensor",
-        r"S\(\d(,\d+)?\) -> S\(\d(,\d+)?\)",
-        "every other element of a cut dim, where the parts are a multiple of the step: steps pick rotary pairs out of a head, which is whole",
-    ),
-    LeftOut(
         r"zeros|zeros_like|new_zeros",
         r"(- )?-> P",
         "a replicated value becomes a partial sum without communication (one rank keeps it), so R says it too",
+    ),
+    LeftOut(
+        r"routed_experts",
+        r"R P R R -> P",
+        "linear in the scores, which a softmax or a sigmoid makes: they are no partial sums, and every rank would do all of the work",
+    ),
+    LeftOut(
+        r"fft_i?fftshift",
+        r"S\(\d,\d+\) -> S\(\d,\d+\)",
+        "the halves of a dim that is cut alike in both change places: frequencies come whole out of the transform",
     ),
     LeftOut(
         r"isreal|fill\.Scalar",
@@ -90,7 +95,7 @@ LEFT_OUT = (
 
 def reasons_for(op: str, row: Row) -> list[LeftOut]:
     """The entries of LEFT_OUT that an op's row falls under."""
-    name = op.removeprefix("aten.")
+    name = op.partition(".")[2]
     names = (name, name.rsplit(".", 1)[0])
     return [entry for entry in LEFT_OUT if any(re.fullmatch(entry.ops, n) for n in names) and re.fullmatch(entry.rows, str(row))]
 

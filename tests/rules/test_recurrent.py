@@ -28,6 +28,7 @@ CASES = {
     "lstm": ("aten.lstm.input", randn(5, 6, 4), [states(), states()], parameters(4), True, LAYERS, 0.0, True, False, False),
     "lstm, batch first": ("aten.lstm.input", randn(6, 5, 4), [states(), states()], parameters(4), True, LAYERS, 0.0, True, False, True),
     "gru": ("aten.gru.input", randn(5, 6, 4), states(), parameters(3), True, LAYERS, 0.0, True, False, False),
+    "rnn, rectified": ("aten.rnn_relu.input", randn(5, 6, 4), states(), parameters(1), True, LAYERS, 0.0, False, False, False),
     "rnn": ("aten.rnn_tanh.input", randn(6, 5, 4), states(), parameters(1), True, LAYERS, 0.0, False, False, True),
 }
 

@@ -34,7 +34,7 @@ CASES = {
     "index_fill": ("aten.index_fill.int_Scalar", X, 1, torch.tensor([1, 4]), 2.0),
     "index_fill with nought": ("aten.index_fill.int_Scalar", X, 1, torch.tensor([1, 4]), 0),
     "index_fill with a tensor": ("aten.index_fill.int_Tensor", X, 1, torch.tensor([1, 4]), torch.tensor(2.0)),
-    "index_put of rows": ("aten.index_put.default", X, [ROWS], randn(6, 6, 4)),
+    "index_put of rows": ("aten.index_put.default", X, [ROWS[:4]], randn(4, 6, 4)),
     "index_put of one row": ("aten.index_put.default", X, [None, torch.tensor([1, 3])], randn(4)),
     "index_put at pairs": ("aten.index_put.default", X, [ROWS, ROWS.flip(0)], randn(6, 4)),
     "index_put around a kept dim": ("aten.index_put.default", X, [ROWS, None, torch.tensor([1])], randn(6, 6)),

@@ -11,7 +11,7 @@ from autoplan.assignment.gathers import GatherGroup, gather_groups, step_collect
 from autoplan.assignment.redistributions import redistributions
 from autoplan.collectives import SimulatedCollectives, run_simulated
 from autoplan.graph import Graph, input_leaves, tensors_of
-from autoplan.placement import R_PARTIAL, R, Shard, forward_of
+from autoplan.placement import R_PARTIAL, Placements, R, Shard, forward_of
 from autoplan.rules import call_of, strategies_of
 from autoplan.runtime.program import Program, build_program
 from autoplan.runtime.run import Run
@@ -98,7 +98,8 @@ def fully_sharded(graph: Graph) -> Assignment:
     """Batch and parameters split over 4 ranks: every node by the strategy that keeps the batch split."""
     mesh = mesh_of(4)
     sources = {value.id: (Shard(0),) if value.kind in ("parameter", "input") else (R,) for value in graph.values if value.kind != "op"}
-    made = {value: (R,) if graph.values[value].kind == "parameter" else state for value, state in sources.items()}
+    made: dict[int, Placements] = {}
+    made.update({value: (R,) if graph.values[value].kind == "parameter" else state for value, state in sources.items()})
     strategies = []
     for node in graph.nodes:
         wanted = [made[value] for value in node.inputs]

@@ -101,7 +101,8 @@ def smallest_bytes(target: Target, built: Built, mesh: Mesh, pins: tuple[Mapping
 
 def _request(mesh: Mesh, pins: tuple[Mapping[str, Any], ...], memory_gib: float, target: Target) -> PlanRequest:
     options = Options(precision="fp32", memory_gib=memory_gib)
-    return PlanRequest(mesh, _hardware(), options, target.relative_to("."), dict(target.settings), pins=pins, time_limit_s=TIME_LIMIT_S)
+    settings = dict(target.settings)
+    return PlanRequest(mesh, _hardware(), options, target.relative_to("."), settings, pins=pins, time_limit_s=TIME_LIMIT_S)
 
 
 @cache

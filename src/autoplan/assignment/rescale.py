@@ -8,7 +8,7 @@ from a batch or a head count (`S(0,8)`) follow the sizes of the inputs and param
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeVar
@@ -23,6 +23,7 @@ from autoplan.plan.schema import ParamLine, Plan, RecomputeLine, ReshardEntry, U
 from autoplan.rules.hints import group_hints
 
 Line = TypeVar("Line")
+_Offer = tuple[frozenset[int], bool]
 _GROUPED = re.compile(r"S\((\d+),(\d+)\)")
 
 
@@ -99,12 +100,17 @@ def _rewritten(
     found = {}
     for name in names:
         twin = sizes.twin(name)
-        line = next((line for pattern, line in lines.items() if match(pattern, twin)), None)
+        line = _line(lines, twin)
         if line is not None:
             found[name] = fit(name, line)
     keys = {name: repr(_uncounted(line)) for name, line in found.items()}
     folds = collapse(keys, sizes.prefixes, existing=names, execution_order=execution_order)
     return {pattern: _counted(found[fold.members[0]], fold.count) for pattern, fold in folds.items()}
+
+
+def _line(lines: Mapping[str, Line], name: str) -> Line | None:
+    """The line that speaks of `name`."""
+    return next((line for pattern, line in lines.items() if match(pattern, name)), None)
 
 
 def _uncounted(line: Line) -> Line:
@@ -186,7 +192,7 @@ def _ratios(plan: Plan, graph: Graph) -> tuple[Fraction, ...]:
     new = {input_name(graph, value): graph.values[value].shape for value in graph.inputs}
     pairs = [(line.shape, new[name]) for name, line in plan.inputs.items() if name in new]
     for parameter in graph.parameters:
-        line = next((line for pattern, line in plan.params.items() if match(pattern, parameter.fqn)), None)
+        line = _line(plan.params, parameter.fqn)
         if line is not None:
             pairs.append((line.shape, graph.values[parameter.value].shape))
     ratios = [Fraction(here, there) for old, now in pairs for there, here in zip(old, now, strict=False) if there]
@@ -194,13 +200,42 @@ def _ratios(plan: Plan, graph: Graph) -> tuple[Fraction, ...]:
 
 
 class _Groups:
-    """The groups of grouped shards at the other size: those that the rules offer there."""
+    """The groups of grouped shards at the other size: those that the rules offer there.
+
+    All counts of dims that offer the same ones change by one ratio. One by one they would not: of 16 and 8, at half the batch
+    8 and 4, the 8 would stay as it is. Dims into which an input was flattened, whose groups are its leading dims, are apart.
+    """
 
     def __init__(self, plan: Plan, graph: Graph, sizes: _Sizes) -> None:
         self._graph, self._sizes = graph, sizes
         self._values = {value.address: value.id for value in graph.values}
         grouped = _GROUPED.search(repr((plan.reshard, plan.ops)).replace("Shard(dim=", "S(").replace(", groups=", ",")) is not None
         self._hints = group_hints(graph, plan.mesh) if grouped or _uses_groups(plan) else {}
+        self._inputs = {size for line in plan.inputs.values() for size in line.shape}
+        shapes = [graph.values[value].shape for value in graph.inputs]
+        self._flattened = {_numel(shape[:ndim]) for shape in shapes for ndim in range(2, len(shape) + 1)}
+        self._counts: dict[_Offer, set[int]] = {}
+        for value, dim, groups in self._said(plan):
+            self._counts.setdefault(self._offer(value, dim), set()).add(groups)
+
+    def _said(self, plan: Plan) -> Iterator[tuple[int, int, int]]:
+        """The (value, dim, groups) of all grouped shards in lines of values and ops."""
+        for value in self._hints:
+            twin = self._sizes.twin(self._graph.values[value].address)
+            entries = _line(plan.reshard, twin) or ()
+            param = _line(plan.params, twin)
+            for p in (*(p for entry in entries for p in (*entry.from_, *entry.to)), *(param.store if param else ())):
+                if isinstance(p, Shard) and p.groups > 1:
+                    yield value, p.dim, p.groups
+        for node in self._graph.nodes if self._hints else ():
+            line = _line(plan.ops, self._sizes.twin(node.address))
+            for dim, groups in _GROUPED.findall(line.row or "") if line else ():
+                yield from ((value, int(dim), int(groups)) for value in (*node.inputs, *node.outputs))
+
+    def _offer(self, value: int, dim: int) -> _Offer:
+        """The counts offered for a dim, and whether an input was flattened into it."""
+        hints = self._hints.get(value, ())
+        return (hints[dim], self._graph.values[value].shape[dim] in self._flattened) if dim < len(hints) else (frozenset(), False)
 
     def at(self, name: str, placements: Placements) -> Placements:
         """The placements of the value or parameter called `name`."""
@@ -216,10 +251,25 @@ class _Groups:
         around = [*node.inputs, *node.outputs]
         return _GROUPED.sub(lambda found: f"S({found[1]},{self._fit(int(found[1]), int(found[2]), around)})", row)
 
-    def _fit(self, dim: int, groups: int, values: Sequence[int | None]) -> int:
-        offered = {g for value in values if value is not None and dim < len(hints := self._hints.get(value, ())) for g in hints[dim]}
-        candidates = [int(groups * ratio) for ratio in self._sizes.ratios if (groups * ratio).denominator == 1]
-        return next((g for g in candidates if g in offered), groups)
+    def _fit(self, dim: int, groups: int, values: Sequence[int]) -> int:
+        for offer in [self._offer(value, dim) for value in values]:
+            if offer[0] and (fitted := groups * self._ratio(offer, groups)) in offer[0]:
+                return int(fitted)
+        return groups
+
+    def _ratio(self, offer: _Offer, groups: int) -> Fraction:
+        """The ratio that explains most of the counts; then one by which the largest was a leading dim of an input; then 1."""
+        offered, flattened = offer
+        counts = self._counts.get(offer, set()) | {groups}
+
+        def explained(ratio: Fraction) -> tuple[bool, int, bool]:
+            return (
+                groups * ratio in offered,
+                sum(count * ratio in offered for count in counts),
+                flattened and max(offered) / ratio in self._inputs,
+            )
+
+        return max(self._sizes.ratios, key=explained)
 
 
 def _uses_groups(plan: Plan) -> bool:

@@ -50,13 +50,18 @@ def pixel_shuffle(call: Call) -> Iterator[Row]:
 
 @rule("aten.channel_shuffle")
 def channel_shuffle(call: Call) -> Iterator[Row]:
-    """x[N, C, ..] -> y with channels in another order
+    """x[N, C, ..] -> y with channels in another order: [groups, C / groups] turned
 
-    x          y
-    S(d,g)  -> S(d,g)    samples and positions
-    P       -> P
+    x             y
+    S(d,g)     -> S(d,g)    samples and positions
+    S(1,G*g)   -> S(1,g)    channels, a part of each of the G groups, as `cat` makes them
+    P          -> P
     """
-    yield from same_dims(call, (dim for dim in range(call.operands[0].ndim) if dim != 1))
+    x, y = call.operands[0], call.outputs[0]
+    yield from same_dims(call, (dim for dim in range(x.ndim) if dim != 1))
+    count = int(call.arg(1, "groups"))
+    for groups in sorted({*y.groups(1), *(g // count for g in x.groups(1) if g % count == 0)}) if x.shape[1] > 1 else ():
+        yield Row((Shard(1, count * groups),), (Shard(1, groups),))
     yield linear_row(call)
 
 

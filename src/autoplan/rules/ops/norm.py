@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from autoplan.graph.ops import bind
@@ -36,8 +37,13 @@ def norm(call: Call) -> Iterator[Row]:
 
 def _local_group_norm(call: Call, shapes: Shapes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """As many groups as this rank's channels hold."""
-    groups = call.args[1] * shapes[0][CHANNELS] // call.outputs[0].shape[CHANNELS]
+    groups = _share(call.args[1], shapes[0][CHANNELS], call.outputs[0].shape[CHANNELS])
     return (call.args[0], groups, *call.args[2:]), call.kwargs
+
+
+def _share(groups: int, channels: int, all_channels: int) -> int:
+    """The count of groups in some of the channels; all of them where there are no channels at all."""
+    return groups * channels // all_channels if all_channels else groups
 
 
 @rule("aten.group_norm", localize=_local_group_norm)
@@ -51,7 +57,7 @@ def group_norm(call: Call) -> Iterator[Row]:
     x = call.operands[0]
     for groups in shards((x, 0), (call.outputs[0], 0)):
         yield Row((Shard(0, groups), *(R for _ in call.operands[1:])), (Shard(0, groups),))
-    left = call.args[1] * x.shape[CHANNELS] // call.uncut_shape(0)[CHANNELS]
+    left = _share(call.args[1], x.shape[CHANNELS], call.uncut_shape(0)[CHANNELS])
     yield from (row for row, groups in _channel_rows(call) if left % (groups * call.axis_size) == 0)
 
 
@@ -85,26 +91,42 @@ def batch_norm(call: Call) -> Iterator[Row]:
 
     x         the others      y
     S(d,g)    R            -> S(d,g)     samples or positions
-    P         R, bias and running mean P -> P          a * x + b
+    P         R, bias and running mean P -> P, the running mean too       a * x + b
 
     Where weight and statistics differ in dtype, which no kernel takes, every row runs the local implementation.
     """
-    x, (y, *statistics) = call.operands[0], call.outputs
     trains = _bound(call.op, call.args, call.kwargs)["training"]
     plain = _unless_mixed(call, "batch_norm")
     if plain:
         yield replace(replicated_row(call), local=plain)
     yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
-    inside = ("all-gather", "all-reduce") if x.needs_grad else ("all-gather",)
+    if not trains:
+        yield from _by_given_statistics(call, plain)
+        return
+    if 0 in call.operands[0].shape:
+        return  # nothing has no statistics
+    inside = ("all-gather", "all-reduce") if call.operands[0].needs_grad else ("all-gather",)
+    yield from (replace(row, local="batch_norm", inside=inside) for row in _samples_and_positions(call))
+
+
+def _samples_and_positions(call: Call) -> Iterator[Row]:
+    """Rows that cut any dim but the channels, all that has one number per channel being whole."""
+    x, (y, *statistics) = call.operands[0], call.outputs
     for dim in range(x.ndim):
         for groups in shards((x, dim), (y, dim)) if dim != CHANNELS else ():
-            ins: tuple[Placement, ...] = (Shard(dim, groups), *(R for _ in call.operands[1:]))
-            outs: tuple[Placement, ...] = (Shard(dim, groups), *(R for _ in statistics))
-            yield Row(ins, outs, local="batch_norm", inside=inside) if trains else Row(ins, outs, local=plain)
-    if not trains:
-        summed = {0, call.operand(2, "bias"), call.operand(3, "running_mean")}
-        outs = (P, *(R for _ in statistics))
-        yield Row(tuple(P if k in summed else R for k in range(len(call.operands))), outs, local=plain)
+            shard = Shard(dim, groups)
+            yield Row((shard, *(R for _ in call.operands[1:])), (shard, *(R for _ in statistics)))
+
+
+def _by_given_statistics(call: Call, plain: str | None) -> Iterator[Row]:
+    """Rows where no statistics are taken: each element for itself, and linear in x, bias and running mean together."""
+    yield from (replace(row, local=plain) for row in _samples_and_positions(call))
+    summed = {0, call.operand(2, "bias"), call.operand(3, "running_mean")}
+    ins = tuple(P if k in summed else R for k in range(len(call.operands)))
+    yield Row(ins, tuple(P if j in (0, _RUNNING_MEAN) else R for j in range(len(call.outputs))), local=plain)
+
+
+_RUNNING_MEAN = 3  # the output of native ops that is the running mean, in eval mode as it was
 
 
 def _unless_mixed(call: Call, implementation: str) -> str | None:
@@ -130,7 +152,8 @@ def local_batch_norm(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
     y, mean, variance = synchronised_batch_norm(named["input"], named["weight"], named["bias"], named["eps"], tuple(cut), call.group)
     made = [y]
     if "native" in call.call.op:
-        made += [mean, (variance + named["eps"]).rsqrt()]
+        saved = getattr(torch, call.call.outputs[1].dtype)
+        made += [mean.to(saved), (variance + named["eps"]).rsqrt().to(saved)]
     if (running_mean := named.get("running_mean")) is not None:
         momentum, count = named["momentum"], y.numel() // mean.numel() * call.mesh.group_size(cut)
         unbiased = variance * (count / max(count - 1, 1))
@@ -159,15 +182,20 @@ def instance_norm(call: Call) -> Iterator[Row]:
     S(0,g)    R            -> S(0,g)     P             samples: running statistics are means over samples, of which each rank
                                                        gives its share (local implementation)
     S(1,g)    S(0,g)       -> S(1,g)     S(0,g)        channels
+
+    With the running statistics in place of those of each sample, the rows of batch_norm in eval mode.
     """
     (y, *statistics), x = call.outputs, call.operands[0]
     plain = _unless_mixed(call, "instance_norm")
     if plain:
         yield replace(replicated_row(call), local=plain)
+    yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
+    if not _bound(call.op, call.args, call.kwargs)["use_input_stats"]:
+        yield from _by_given_statistics(call, plain)
+        return
     for groups in shards((x, 0), (y, 0)):
         ins: tuple[Placement, ...] = (Shard(0, groups), *(R for _ in call.operands[1:]))
         yield Row(ins, (Shard(0, groups), *(P for _ in statistics)), local="instance_norm" if statistics else plain)
-    yield from (replace(row, local=plain) for row, _ in _channel_rows(call))
 
 
 @local("instance_norm")

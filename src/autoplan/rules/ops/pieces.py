@@ -242,6 +242,7 @@ def meshgrid(call: Call) -> Iterator[Row]:
 
     x0        x1        y0        y1
     S(0,g)    R      -> S(0,g)    S(0,g)    likewise for any other vector; `xy` swaps the first two dims
+    P         P      -> P         P
     """
     order = list(range(len(call.operands)))
     if call.arg(1, "indexing", "ij") == "xy":
@@ -250,6 +251,7 @@ def meshgrid(call: Call) -> Iterator[Row]:
         for groups in shards((call.operands[k], 0), *((y, there) for y in call.outputs)) if call.operands[k].ndim else ():
             ins = tuple(Shard(0, groups) if j == k else R for j in range(len(call.operands)))
             yield Row(ins, tuple(Shard(there, groups) for _ in call.outputs))
+    yield linear_row(call)
 
 
 @rule("aten.repeat_interleave.self_int")

@@ -131,6 +131,7 @@ def distances(call: Call) -> Iterator[Row]:
     S(d,g)      S(d,g)   -> S(d,g)     leading dims, where neither is stretched
     S(-2,g)     R        -> S(-2,g)
     R           S(-2,g)  -> S(-1,g)
+    S(-1,g)     S(-1,g)  -> P          the distance |a - b| summed over coordinates (p = 1)
     """
     a, b, y = *call.operands, call.outputs[0]
     for dim in range(y.ndim - 2):
@@ -141,6 +142,9 @@ def distances(call: Call) -> Iterator[Row]:
         yield Row((Shard(a.ndim - 2, groups), R), (Shard(y.ndim - 2, groups),))
     for groups in shards((b, b.ndim - 2), (y, y.ndim - 1)):
         yield Row((R, Shard(b.ndim - 2, groups)), (Shard(y.ndim - 1, groups),))
+    if call.arg(2, "p", 2.0) == 1.0:
+        for groups in shards((a, a.ndim - 1), (b, b.ndim - 1)):
+            yield Row((Shard(a.ndim - 1, groups), Shard(b.ndim - 1, groups)), (P,))
 
 
 def _linear_forms(call: Call, name: str) -> Iterator[tuple[Placement, ...]]:

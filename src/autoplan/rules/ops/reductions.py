@@ -54,6 +54,19 @@ def mean(call: Call) -> Iterator[Row]:
     yield from _sums(call, "mean")
 
 
+@rule("aten.nansum")
+def nansum(call: Call) -> Iterator[Row]:
+    """x -> y, some dims (or all) summed without what is not a number
+
+    x          y
+    S(d,g)  -> S(e,g)    another dim; e is where it ends up
+    S(c,g)  -> P         a summed dim
+
+    Of partial sums, one term may be a number where the sum is none.
+    """
+    yield from (row for row in _sums(call, None) if row.ins != (P,))
+
+
 def _sums(call: Call, implementation: str | None) -> Iterator[Row]:
     x, reduced = call.operands[0], _reduced(call)
     yield from _other_dims(call, reduced)
@@ -76,7 +89,7 @@ def local_mean(call: LocalCall) -> Tensor:
 @rule(
     "aten.amax", "aten.amin", "aten.prod.dim_int", "aten.logsumexp", "aten.argmax", "aten.argmin", "aten.any", "aten.all", "aten.var", "aten.std",
     "aten.max.dim", "aten.min.dim", "aten.max.default", "aten.min.default", "aten.median", "aten.var_mean", "aten.std_mean", "aten.prod.default",
-    "aten.count_nonzero", "aten.nansum", "aten.nanmean",
+    "aten.count_nonzero", "aten.nanmean",
 )  # fmt: skip
 def reduction(call: Call) -> Iterator[Row]:
     """x -> y, some dims (or all) reduced

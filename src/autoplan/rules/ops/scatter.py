@@ -77,6 +77,7 @@ def index_fill(call: Call) -> Iterator[Row]:
     x          the others    y
     S(d,g)     R          -> S(d,g)    any other dim
     P          R          -> P         filled with 0
+    P          R, value P -> P         where the value is a tensor
     """
     x, *others = call.operands
     rest: tuple[Placement, ...] = tuple(R for _ in others)
@@ -84,7 +85,9 @@ def index_fill(call: Call) -> Iterator[Row]:
         if other != int(call.arg(1, "dim")) % x.ndim:
             for groups in shards((x, other), (call.outputs[0], other)):
                 yield Row((Shard(other, groups), *rest), (Shard(other, groups),))
-    if call.arg(3, "value") == 0:
+    if call.operand(3, "value") is not None:
+        yield Row((P, R, P), (P,))
+    elif call.arg(3, "value") == 0:
         yield Row((P, *rest), (P,))
 
 
