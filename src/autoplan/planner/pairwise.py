@@ -201,6 +201,6 @@ def price_of(costs: Array, labels: Array) -> Array:
     return np.where(labels >= 0, costs[:, labels], 0)
 
 
-def _costs(matrix: Sequence[Sequence[int]]) -> Array:
+def _costs(matrix: Array) -> Array:
     array = np.array(matrix, dtype=np.int64)
     return np.where(array == NEVER, FORBIDDEN, array)
