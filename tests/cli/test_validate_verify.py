@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 Run = Callable[..., Any]
 
@@ -104,7 +105,7 @@ def test_verify_exits_with_5_where_the_runs_differ(run: Run, plan: Path, monkeyp
     wrong = Verification(
         1e-7, float("inf"), "up.weight", 1.0, {"all-reduce x": 4}, {"all-reduce x": 3}, ("rank 1 ran other collectives than rank 0",)
     )
-    monkeypatch.setattr("autoplan.cli.verify.run", lambda *_: wrong)
+    monkeypatch.setattr("autoplan.runtime.verify.verify", lambda *_, **__: wrong)
     ended = run("verify", plan)
     assert ended.code == 5 and "differs from one device" in ended.err
     assert ended.out.startswith("DIFFERS from one device") and ended.out.count("<- differs") == 3 and "up.weight" in ended.out
@@ -116,15 +117,16 @@ def test_verify_exits_with_5_where_the_runs_differ(run: Run, plan: Path, monkeyp
 def test_verify_goes_to_fp64_where_rounding_may_be_all_there_is(run: Run, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from autoplan.runtime.verify import Verification
 
-    errors = {"fp32": 1e-2, "fp64": 1e-9}
+    errors = {"float32": 1e-2, "float64": 1e-9}
 
-    def runs(model: Any, plan: Any, dtype: str, others: Any) -> Verification:
-        return Verification(0.0, errors[dtype], "up.weight", 1.0, {}, {}, dtype={"fp32": "float32", "fp64": "float64"}[dtype])
+    def runs(model: Any, plan: Any, *, dtype: torch.dtype, **_: Any) -> Verification:
+        name = str(dtype).removeprefix("torch.")
+        return Verification(0.0, errors[name], "up.weight", 1.0, {}, {}, dtype=name)
 
-    monkeypatch.setattr("autoplan.cli.verify.run", runs)
+    monkeypatch.setattr("autoplan.runtime.verify.verify", runs)
     ended = run("verify", plan, "--json")
     assert ended.code == 0 and json.loads(ended.out)["dtype"] == "fp64"
     assert run("verify", plan).out.startswith("same as one device, both in fp64")
     assert run("verify", plan, "--dtype", "fp32").code == 5, "who asks for fp32 gets fp32"
-    errors["fp64"] = 1e-2
+    errors["float64"] = 1e-2
     assert run("verify", plan).code == 5
