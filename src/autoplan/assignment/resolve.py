@@ -16,7 +16,7 @@ from autoplan.assignment.redistributions import gradient_reaches
 from autoplan.graph.ir import Graph, Node
 from autoplan.placement import Mesh, Placement, Placements, Shard, forward_of
 from autoplan.redistribution import collectives, transition
-from autoplan.rules.combine import cut_call, rows_of
+from autoplan.rules.combine import cut_call, on_axis, rows_of
 from autoplan.rules.row import Call, Row, Strategy, call_of, make_strategy
 
 Listed = tuple[tuple[str, tuple[int, ...]], ...]  # (kind, axes) of collectives, in order
@@ -69,7 +69,7 @@ def _walk(call: Call, placed: tuple[Placements | None, ...], sizes: tuple[int, .
     if axis == len(sizes):
         yield ()
         return
-    here = replace(call, axis_size=sizes[axis])
+    here = on_axis(call, sizes[axis])
     for row in rows_of(here):
         if all(p is None or state is None or state[axis] == p for p, state in zip(row.ins, placed, strict=True)):
             for rest in _walk(cut_call(here, row, 1), placed, sizes, axis + 1):

@@ -7,7 +7,6 @@ Backward counts only gradients of operands that need one. The planner asks thous
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from autoplan.cost.attention import attention_cost, attention_flops
 from autoplan.cost.communication import collective_seconds
@@ -18,7 +17,7 @@ from autoplan.cost.passes import channel_bytes, passes_of, row_bytes, view_backw
 from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.routed_experts import ROUTED_EXPERTS
 from autoplan.placement import Mesh
-from autoplan.rules.combine import cut_call
+from autoplan.rules.combine import cut_call, on_axis
 from autoplan.rules.ops.experts import body_calls, exchanges, operand_kinds, row_size
 from autoplan.rules.row import Call, Strategy
 
@@ -55,7 +54,7 @@ def local_call(call: Call, strategy: Strategy, mesh: Mesh) -> Call:
     if strategy.part is not None:
         return strategy.part
     for row, n in zip(strategy.rows, mesh.shape, strict=True):
-        call = cut_call(replace(call, axis_size=n), row, n)
+        call = cut_call(on_axis(call, n), row, n)
     return call
 
 

@@ -98,13 +98,13 @@ def _products(call: Call, sizes: tuple[int, ...]) -> Iterator[tuple[tuple[Row, .
     if not sizes:
         yield (), call
         return
-    here = _on_axis(call, sizes[0])
+    here = on_axis(call, sizes[0])
     for row in rows_of(here):
         for rest, part in _products(cut_call(here, row, 1), sizes[1:]):
             yield (row, *rest), part
 
 
-def _on_axis(call: Call, axis_size: int) -> Call:
+def on_axis(call: Call, axis_size: int) -> Call:
     """The call as an axis of that size sees it; `replace` would take most of the time that rules take."""
     return Call(call.op, call.args, call.kwargs, call.operands, call.outputs, axis_size, call.uncut)
 

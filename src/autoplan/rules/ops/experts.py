@@ -230,11 +230,8 @@ def _has_no_sizes(step: Call) -> bool:
 @local("routed_experts")
 def local_routed_experts(call: LocalCall) -> Tensor:
     """Rows go to the rank that has their expert, axis by axis, and what the expert made of them comes back."""
-    rows, ids, weights, repeats, experts, body = call.args
-    axes = call.axes(weights_by_expert(call.call)[0], 0)
-    if not axes:
-        return routed_experts(rows, ids, weights, repeats, experts, body)
-    return _visit(call, rows, ids, repeats, axes, range(experts))
+    rows, ids, _, repeats, experts, _ = call.args
+    return _visit(call, rows, ids, repeats, call.axes(weights_by_expert(call.call)[0], 0), range(experts))
 
 
 def _visit(call: LocalCall, rows: Sequence[Tensor], ids: Tensor, repeats: Sequence[int], axes: tuple[int, ...], held: range) -> Tensor:
