@@ -12,9 +12,11 @@ from torch._ops import OpOverload
 from autoplan.graph.ir import Node
 
 
-@cache
 def resolve(op: str) -> OpOverload:
-    """`aten.linear.default` as the callable op; raises AttributeError for an op that torch does not have."""
+    """`aten.linear.default` as the callable op; raises AttributeError for an op that torch does not have.
+
+    Looked up each time: a user's op that is registered again leaves the old one pointing to freed memory.
+    """
     namespace, name, overload = op.split(".")
     return getattr(getattr(getattr(torch.ops, namespace), name), overload)
 

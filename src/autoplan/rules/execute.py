@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 
 from autoplan.collectives import Collectives
 from autoplan.graph.ir import map_refs
-from autoplan.graph.ops import call_functional, written_arguments
+from autoplan.graph.ops import call_functional, resolve, written_arguments
 from autoplan.placement import Mesh, forward_of, local_shape
 from autoplan.rules.registry import LocalCall, local_implementation, rule_of
 from autoplan.rules.row import Call, Strategy
@@ -72,15 +72,8 @@ def _written(target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     return written_arguments(target, args, kwargs) if isinstance(target, OpOverload) else ()
 
 
-@cache
 def torch_op(name: str) -> Callable[..., Any]:
     """The torch operator called `aten.linear.default`, or the Python function called `_operator.mul`."""
-    namespace, *path = name.split(".")
-    if namespace == "_operator":
-        import operator
-
-        return getattr(operator, path[0])
-    target = getattr(torch.ops, namespace)
-    for part in path:
-        target = getattr(target, part)
-    return target
+    if name.startswith("_operator."):
+        return getattr(operator, name.removeprefix("_operator."))
+    return resolve(name)
