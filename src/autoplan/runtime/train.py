@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -52,12 +52,22 @@ class Outcome:
     losses: tuple[float, ...]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code. Rank 0 prints a user's error once, without traceback."""
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process; rank 0 prints a user's error once, without traceback.
+
+    Ends without the interpreter's finalization: threads of gloo may still hold tensors, and freeing these while the
+    interpreter goes away aborts the process (pytorch/pytorch#179291).
+    """
+    code = _main(argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
     try:
         run(options)
-        return 0
     except AutoplanError as error:
         if _rank() != 0:
             time.sleep(GRACE_S)  # torchrun ends all ranks with the first: let rank 0 speak, which has the same error
@@ -66,9 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return OWN_BUG
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    dist.destroy_process_group()  # not after an error: it waits for the others, who may wait in a collective
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
