@@ -7,6 +7,7 @@ Backward counts only gradients of operands that need one. The planner asks thous
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoplan.cost.attention import attention_cost, attention_flops
 from autoplan.cost.communication import collective_seconds
@@ -73,17 +74,27 @@ def strategy_seconds(
         return cost
     if op_name(call.op) == ROUTED_EXPERTS:
         cost = cost.times(IMBALANCE)
-    inside_s = sum(
+    inside_s = [
         collective_seconds(kind, axes, amount, mesh, hardware)
         for (kind, axes), amount in zip(inside, _exchanged_bytes(local, inside, mesh), strict=True)
-    )
-    return ComputeCost(cost.forward_s, cost.backward_s, cost.forward_flops, cost.backward_flops, inside_s)
+    ]
+    return replace(cost, inside_s=sum(inside_s), inside_forward_s=_forward_part(inside_s, strategy))
+
+
+def _forward_part(inside_s: Sequence[float], strategy: Strategy) -> float:
+    """The seconds of the collectives that a forward runs, of those inside an op by axis."""
+    seconds, start = 0.0, 0
+    for row in strategy.rows:
+        seconds += sum(inside_s[start : start + len(row.inside) - row.inside_backward])
+        start += len(row.inside)
+    return seconds
 
 
 def _exchanged_bytes(local: Call, inside: Sequence[tuple[str, tuple[int, ...]]], mesh: Mesh) -> list[int]:
     """Bytes of each collective inside a local implementation; experts have the same ones on each of their axes."""
     if op_name(local.op) == ROUTED_EXPERTS:
-        amounts = exchanges(local)
+        forward, backward = exchanges(local)
+        amounts = forward + backward
         return [*amounts] * (len(inside) // len(amounts))
     statistics = channel_bytes(local) if op_name(local.op) in BATCH_NORMS else row_bytes(local)
     return [statistics * (mesh.group_size(axes) if kind == "all-gather" else 1) for kind, axes in inside]

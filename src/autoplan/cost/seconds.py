@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeCost:
-    """Seconds and flops of one call on one device; `inside_s` are the collectives inside its local implementation."""
+    """Seconds and flops of one call on one device; `inside_s` are the collectives inside its local implementation.
+
+    Of these a forward takes `inside_forward_s`.
+    """
 
     forward_s: float = 0.0
     backward_s: float = 0.0
     forward_flops: float = 0.0
     backward_flops: float = 0.0
     inside_s: float = 0.0
+    inside_forward_s: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -26,4 +30,4 @@ class ComputeCost:
 
     def times(self, factor: float) -> ComputeCost:
         """As long as `factor` of them, with the same flops and collectives."""
-        return ComputeCost(self.forward_s * factor, self.backward_s * factor, self.forward_flops, self.backward_flops, self.inside_s)
+        return replace(self, forward_s=self.forward_s * factor, backward_s=self.backward_s * factor)

@@ -80,8 +80,10 @@ def experts(call: Call) -> Iterator[Row]:
         data: dict[int, Placement] = dict.fromkeys((*rows, ids), cut)
         yield Row(tuple(data.get(k, R) for k in range(len(call.operands))), (cut,))
         expert: dict[int, Placement] = data | {k: Shard(0) for k in by_expert}
-        inside = ("all-to-all",) * len(exchanges(call))
-        yield Row(tuple(expert.get(k, R) for k in range(len(call.operands))), (cut,), local="routed_experts", inside=inside)
+        forward, backward = exchanges(call)
+        inside = ("all-to-all",) * len(forward + backward)
+        ins = tuple(expert.get(k, R) for k in range(len(call.operands)))
+        yield Row(ins, (cut,), local="routed_experts", inside=inside, inside_backward=len(backward))
     yield from _within_experts(call)
 
 
@@ -104,8 +106,8 @@ def weights_by_expert(call: Call) -> tuple[int, ...]:
     return tuple(k for k in weights if k - 1 in found)  # the body numbers weights from the rows on, without ids between
 
 
-def exchanges(call: Call) -> tuple[int, ...]:
-    """Bytes that each rank puts into each collective of the expert-parallel row: counts, ids, rows, results; in backward again both.
+def exchanges(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bytes that each rank puts into each collective of the expert-parallel row: counts, ids, rows, results; and in backward again both.
 
     Of a LOCAL call, as if every expert were as popular as any other.
     """
@@ -113,8 +115,8 @@ def exchanges(call: Call) -> tuple[int, ...]:
     size = call.operands[ids].shape[0]
     there = [(size * row_size(call.operands[k]), call.operands[k].needs_grad) for k in rows]
     back = size * row_size(call.outputs[0])
-    forward = [8 * call.axis_size, 8 * size, *(nbytes for nbytes, _ in there), back]
-    return (*forward, *([back] if call.outputs[0].needs_grad else ()), *(nbytes for nbytes, flows in there if flows))
+    forward = (8 * call.axis_size, 8 * size, *(nbytes for nbytes, _ in there), back)
+    return forward, (*([back] if call.outputs[0].needs_grad else ()), *(nbytes for nbytes, flows in there if flows))
 
 
 def row_size(spec: TensorSpec) -> int:
