@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from cost_models import TINY_GPT2, TINY_LLAMA, captured, data_parallel, gpt2_graph, llama_graph, replicated
+from torch.utils.checkpoint import checkpoint
 
+from autoplan.cost.moments import moments
 from autoplan.cost.predict import activation_bytes
 from autoplan.cost.savings import kept_bytes, kept_placements, saved_values
 from autoplan.graph.ir import Graph
+from autoplan.graph.segments import find_segments
 from autoplan.models import gpt2, llama
 from autoplan.placement import R_PARTIAL, R, S, parse_mesh
 
@@ -42,6 +45,46 @@ def test_a_llama_keeps_what_torch_keeps_but_for_the_norms_of_the_cpu() -> None:
     """5 norms of [4, 16, 32] fp32 also keep x / rms(x) on the CPU (test_saved): 5 x 8192 bytes. The rest is within 1 %."""
     said = activation_bytes(replicated(captured(llama, TINY_LLAMA, torch.float32), parse_mesh("1")))
     assert said == pytest.approx(bytes_torch_keeps(llama, TINY_LLAMA) - 5 * 4 * 16 * 32 * 4, rel=0.01)
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_recomputed_layers_keep_what_they_read(again: int) -> None:
+    """The first layers under torch's own checkpoint; what these keep is their input, which no hook sees."""
+    torch.manual_seed(0)
+    module, args, _ = llama.build(**TINY_LLAMA)
+    graph = captured(llama, TINY_LLAMA, torch.float32)
+    segments = find_segments(graph, ("layers",))
+    resident = {p.untyped_storage().data_ptr() for p in (*module.parameters(), *module.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        return kept.setdefault(x.untyped_storage().data_ptr(), x) is None or x
+
+    def under_checkpoint(forward: Any) -> Any:
+        return lambda x, *others: checkpoint(forward, keep(x), *others, use_reentrant=False)
+
+    for layer in module.layers[:again]:
+        layer.forward = under_checkpoint(layer.forward)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        module(*(torch.zeros(a.shape, dtype=a.dtype) for a in args))
+    by_torch = sum(x.untyped_storage().nbytes() for where, x in kept.items() if where not in resident)
+    norms = 1 + 2 * (len(segments) - again)  # as in the test above, which say twice what they keep
+    said = activation_bytes(replicated(graph, parse_mesh("1")), moments(graph, segments[:again])[0])
+    assert said == pytest.approx(by_torch - norms * 4 * 16 * 32 * 4, rel=0.01)
+
+
+def test_at_the_backward_of_a_recomputed_layer_its_activations_are_there_and_later_ones_gone() -> None:
+    graph = captured(llama, TINY_LLAMA, torch.float32)
+    first, second = find_segments(graph, ("layers",))
+    begin, at_second, at_first = moments(graph, (first, second))
+    assignment = replicated(graph, parse_mesh("1"))
+    whole, none, held = (activation_bytes(assignment, m) for m in (moments(graph, ())[0], begin, at_second))
+    between = 4 * 16 * 32 * 4  # what a layer reads: [4, 16, 32] fp32
+    tokens = 4 * 16 * 8  # which the embedding keeps
+    layer = activation_bytes(assignment, at_first) - tokens
+    assert held == layer + between + tokens and whole - none == 2 * (layer - between)
+    embed, head = (next(p.value for p in graph.parameters if p.fqn == name) for name in ("embed.weight", "head.weight"))
+    assert at_first.has_gradient(graph, head) and not at_first.has_gradient(graph, embed) and not begin.has_gradient(graph, head)
 
 
 def test_a_view_and_its_base_count_once() -> None:

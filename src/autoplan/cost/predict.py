@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import Bucket, GatherGroup, GatherMember
-from autoplan.assignment.redistributions import redistributions
+from autoplan.assignment.redistributions import redistributions, redistributions_of
 from autoplan.cost.communication import collective_seconds, step_seconds, steps_seconds
 from autoplan.cost.hardware import GIB, Hardware
 from autoplan.cost.memory import ParameterBytes
+from autoplan.cost.moments import Moment, moments
 from autoplan.cost.primitives import extra_saved_bytes, node_seconds, node_transient_bytes, parameter_state, trains, used_copy_bytes
 from autoplan.cost.savings import kept_bytes, local_bytes, saved_values
 from autoplan.graph.ir import Graph, Node
+from autoplan.graph.segments import Segment, redistributed_inside
 from autoplan.placement import Mesh, forward_of
 from autoplan.plan.schema import CommunicationMs, MemoryGib, Options, Predicted
 from autoplan.rules.row import call_of
@@ -43,7 +45,7 @@ class Memory:
 class Prediction:
     """One step on one device: seconds by what takes them, and memory at its peak.
 
-    `host_s` is the time in which the device waits for the host. Nothing is hidden or recomputed yet.
+    `host_s` is the time in which the device waits for the host. Nothing is hidden yet.
     """
 
     compute_s: float = 0.0
@@ -60,9 +62,11 @@ class Prediction:
         return self.compute_s + self.recompute_s + self.optimizer_s + self.host_s + self.exposed_s
 
 
-def predict(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> Predicted:
+def predict(
+    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, recomputed: Sequence[Segment] = ()
+) -> Predicted:
     """The prediction as the plan file says it, in ms and GiB."""
-    found = prediction(assignment, groups, hardware, options)
+    found = prediction(assignment, groups, hardware, options, recomputed)
     memory = found.memory
     return Predicted(
         step_ms=1e3 * found.step_s,
@@ -83,18 +87,26 @@ def predict(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Har
     )
 
 
-def prediction(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> Prediction:
-    """What a step of `assignment` costs each device, parameters travelling in `groups` (see `assignment.gathers`)."""
+def prediction(
+    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, recomputed: Sequence[Segment] = ()
+) -> Prediction:
+    """What a step of `assignment` costs each device, parameters travelling in `groups` (see `assignment.gathers`).
+
+    The segments `recomputed` run their forward once more in backward.
+    """
     compute_s, inside_s = _compute_seconds(assignment, hardware)
-    exposed_s = inside_s + activation_seconds(assignment, hardware) + parameter_seconds(assignment, groups, hardware, options)
+    recompute_s, moved_again_s = recompute_seconds(assignment, hardware, recomputed)
+    exposed_s = inside_s + activation_seconds(assignment, hardware) + parameter_seconds(assignment, groups, hardware, options, recomputed)
+    exposed_s += moved_again_s
     optimizer_s = sum(optimizer for _, optimizer in _parameter_states(assignment, hardware, options))
-    host_s = host_seconds(assignment, groups, hardware)
+    host_s = host_seconds(assignment, groups, hardware, recomputed)
     return Prediction(
         compute_s=compute_s,
+        recompute_s=recompute_s,
         optimizer_s=optimizer_s,
-        host_s=max(0.0, host_s - (compute_s + exposed_s + optimizer_s)),
+        host_s=max(0.0, host_s - (compute_s + recompute_s + exposed_s + optimizer_s)),
         exposed_s=exposed_s,
-        memory=memory_at_peak(assignment, groups, hardware, options),
+        memory=memory_at_peak(assignment, groups, hardware, options, recomputed),
     )
 
 
@@ -108,19 +120,41 @@ def _compute_seconds(assignment: Assignment, hardware: Hardware) -> tuple[float,
     return compute_s, inside_s
 
 
+def recompute_seconds(assignment: Assignment, hardware: Hardware, recomputed: Sequence[Segment]) -> tuple[float, float]:
+    """Seconds of computing, and of the communication of activations, that running the forward of segments again adds."""
+    graph, mesh = assignment.graph, assignment.mesh
+    compute_s = moved_s = 0.0
+    for segment in recomputed:
+        for node in graph.nodes[segment.nodes.start : segment.nodes.stop]:
+            cost = node_seconds(graph, node, assignment.strategies[node.id], mesh, hardware)
+            compute_s += cost.forward_s
+            moved_s += cost.inside_forward_s
+        for value in redistributed_inside(graph, segment):
+            steps = [r.forward for r in redistributions_of(assignment, value) if any(node in segment.nodes for node, _ in r.readers)]
+            moved_s += sum(steps_seconds(forward, graph.values[value].bytes, mesh, hardware) for forward in steps)
+    return compute_s, moved_s
+
+
 def activation_seconds(assignment: Assignment, hardware: Hardware) -> float:
     """Seconds of redistributing activations, forward and backward."""
     graph, mesh = assignment.graph, assignment.mesh
     return sum(steps_seconds(r.forward + r.backward, graph.values[r.value].bytes, mesh, hardware) for r in redistributions(assignment))
 
 
-def parameter_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> float:
-    """Seconds of gathering parameters (again in backward where the group says so) and of reducing their gradients."""
+def parameter_seconds(
+    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, recomputed: Sequence[Segment] = ()
+) -> float:
+    """Seconds of gathering parameters (again in backward where the group says so) and of reducing their gradients.
+
+    A recomputed block gathers all of them again, also those that no backward needs.
+    """
     graph, mesh = assignment.graph, assignment.mesh
+    names = {segment.name for segment in recomputed}
     wide = 2 if options.precision == "bf16-master" else 1  # gradients are reduced in fp32
     seconds = 0.0
     for group in groups:
-        for buckets, factor in ((group.forward, 1), (group.again if trains(options) else (), 1), (group.backward, wide)):
+        again = group.forward if group.name in names else group.again
+        for buckets, factor in ((group.forward, 1), (again if trains(options) else (), 1), (group.backward, wide)):
             seconds += sum(_bucket_seconds(bucket, group.members, factor, graph, mesh, hardware) for bucket in buckets)
     return seconds
 
@@ -145,42 +179,63 @@ def _parameter_states(assignment: Assignment, hardware: Hardware, options: Optio
     return [(state.bytes, state.optimizer_s) for state in states]
 
 
-def host_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware) -> float:
-    """Seconds the host is busy in an eager step: by op, by redistribution and by bucket of parameters."""
-    moves = len(redistributions(assignment)) + sum(len(g.forward) + len(g.backward) + len(g.again) for g in groups)
-    return len(assignment.graph.nodes) * hardware.host.op_s + moves * hardware.host.redistribution_s
+def host_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, recomputed: Sequence[Segment] = ()) -> float:
+    """Seconds the host is busy in an eager step: by op, by redistribution and by bucket of parameters.
 
-
-def memory_at_peak(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> Memory:
-    """The greater of two moments: forward is over and backward begins, and the optimizer steps.
-
-    In between, activations go as gradients come. In inference: the largest op with the parameters.
+    An op takes `op_s` forward and backward; its forward alone is counted as a half.
     """
+    moves = len(redistributions(assignment)) + sum(len(g.forward) + len(g.backward) + len(g.again) for g in groups)
+    ops = len(assignment.graph.nodes) + sum(len(segment.nodes) for segment in recomputed) / 2
+    return ops * hardware.host.op_s + moves * hardware.host.redistribution_s
+
+
+def memory_at_peak(
+    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, recomputed: Sequence[Segment] = ()
+) -> Memory:
+    """The greatest of the moments of backward (see `moments`) and the optimizer step. In inference: the largest op with the parameters."""
+    graph = assignment.graph
     held = [state for state, _ in _parameter_states(assignment, hardware, options)]
     parameters = sum(state.parameter for state in held) + _buffer_bytes(assignment)
-    gathered, transient = gathered_bytes(assignment, groups, options), transient_bytes_of(assignment)
     optimizer = sum(state.optimizer for state in held)
-    turn = Memory(parameters, 0, optimizer, activation_bytes(assignment), gathered, transient)
-    step = Memory(parameters, sum(state.gradient for state in held), optimizer)
-    return max(turn, step, key=lambda moment: moment.peak)
+    peaks = [Memory(parameters, sum(state.gradient for state in held), optimizer)]
+    for moment in moments(graph, recomputed):
+        values = [parameter.value for parameter in graph.parameters]
+        peaks.append(
+            Memory(
+                parameters,
+                sum(state.gradient for value, state in zip(values, held, strict=True) if moment.has_gradient(graph, value)),
+                optimizer,
+                activation_bytes(assignment, moment),
+                gathered_bytes(assignment, groups, options, moment.at_work),
+                transient_bytes_of(assignment, moment.at_work),
+            )
+        )
+    return max(reversed(peaks), key=lambda moment: moment.peak)
 
 
-def activation_bytes(assignment: Assignment) -> int:
-    """Bytes kept from forward to backward: each tensor once, a redistributed copy as its own, and what ops keep beside."""
+def activation_bytes(assignment: Assignment, moment: Moment | None = None) -> int:
+    """Bytes kept from forward to backward: each tensor once, a redistributed copy as its own, and what ops keep beside.
+
+    At a later moment of the backward, what is left of them.
+    """
     graph, mesh = assignment.graph, assignment.mesh
-    kept = saved_values(graph)
+    moment = moment or Moment(len(graph.nodes), ())
+    kept = saved_values(graph, moment)
     values = sum(
         kept_bytes(
             graph, value.id, kept, assignment.produced[value.id], [(need.state, need.readers) for need in assignment.needs[value.id]], mesh
         )
         for value in graph.values
     )
-    nodes = zip(graph.nodes, assignment.strategies, strict=True)
-    return values + sum(extra_saved_bytes(call_of(graph, node), strategy, mesh) for node, strategy in nodes)
+    nodes = (node for node in graph.nodes if moment.keeps(node))
+    return values + sum(extra_saved_bytes(call_of(graph, node), assignment.strategies[node.id], mesh) for node in nodes)
 
 
-def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], options: Options) -> int:
-    """Bytes of parameters as they are used: those kept for backward, and the largest group in flight with its gradients."""
+def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], options: Options, at_work: Segment | None = None) -> int:
+    """Bytes of parameters as they are used: those kept for backward, and the largest group in flight with its gradients.
+
+    While a segment is at work, the group in flight is its own.
+    """
     in_group = {member.value for group in groups for member in group.members}
     alone = sum(
         used_copy_bytes(assignment.graph.values[p.value], assignment.produced[p.value], need.state, assignment.mesh, options)
@@ -192,10 +247,12 @@ def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], option
     if not trains(options):
         return alone + sum(used for used, _, _ in sizes)
     kept = sum(saved for group, (_, saved, _) in zip(groups, sizes, strict=True) if not group.regather)
-    in_flight = max(
-        (gradients + (used if group.regather else 0) for group, (used, _, gradients) in zip(groups, sizes, strict=True)), default=0
-    )
-    return alone + kept + in_flight
+    flying = [
+        gradients + (used if group.regather else 0)
+        for group, (used, _, gradients) in zip(groups, sizes, strict=True)
+        if at_work is None or group.name == at_work.name
+    ]
+    return alone + kept + max(flying, default=0)
 
 
 def _group_bytes(assignment: Assignment, group: GatherGroup, options: Options) -> tuple[int, int, int]:
@@ -214,11 +271,11 @@ def _group_bytes(assignment: Assignment, group: GatherGroup, options: Options) -
     return used, kept, gradients
 
 
-def transient_bytes_of(assignment: Assignment) -> int:
-    """Bytes of the largest temporaries of any op."""
+def transient_bytes_of(assignment: Assignment, at_work: Segment | None = None) -> int:
+    """Bytes of the largest temporaries of any op, or of any op of a segment."""
     graph, mesh = assignment.graph, assignment.mesh
-    nodes = zip(graph.nodes, assignment.strategies, strict=True)
-    return max((node_transient_bytes(call_of(graph, node), strategy, mesh) for node, strategy in nodes), default=0)
+    nodes = graph.nodes if at_work is None else graph.nodes[at_work.nodes.start : at_work.nodes.stop]
+    return max((node_transient_bytes(call_of(graph, node), assignment.strategies[node.id], mesh) for node in nodes), default=0)
 
 
 def _buffer_bytes(assignment: Assignment) -> int:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from math import prod
 
 from autoplan.cost.families import ATTENTION, EXPANSIONS, PIECES, is_view, op_name
-from autoplan.cost.memory import saved
+from autoplan.cost.memory import Saved, saved
+from autoplan.cost.moments import Moment
 from autoplan.graph.ir import ITEM_BYTES, Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of, local_shape
 from autoplan.rules.row import Call, call_of
@@ -42,14 +43,22 @@ class SavedMap:
         return value
 
 
-def saved_values(graph: Graph) -> SavedMap:
-    """What is kept of each value from forward to backward."""
+def saved_values(graph: Graph, moment: Moment | None = None) -> SavedMap:
+    """What is kept of each value from forward to backward, or what is left of that at a moment of the backward.
+
+    A segment that computes its activations again keeps the values that only it reads as they were made, and others as it
+    reads them.
+    """
+    moment = moment or Moment(len(graph.nodes), ())
     calls = [call_of(graph, node) for node in graph.nodes]
     alias_of = _aliases(graph, calls)
+    made = {value for segment in moment.dropped for value in segment.own_inputs}
     keepers: dict[int, set[Reader]] = {}
-    made: set[int] = set()
+    for segment in moment.dropped:
+        for value in segment.shared_inputs:
+            keepers[value] = keepers.get(value, set()) | {(n.id, k) for n, k in graph.consumers[value] if n.id in segment.nodes}
     for node, call in zip(reversed(graph.nodes), reversed(calls), strict=True):
-        kept = saved(call)
+        kept = saved(call) if moment.keeps(node) else Saved()
         for operand in kept.operands:
             keepers.setdefault(node.inputs[operand], set()).add((node.id, operand))
         made.update(node.outputs[index] for index in kept.outputs)

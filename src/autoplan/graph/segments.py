@@ -44,6 +44,11 @@ def find_segments(graph: Graph, prefixes: Collection[str]) -> tuple[Segment, ...
     return tuple(sorted(segments, key=lambda segment: segment.nodes.start))
 
 
+def redistributed_inside(graph: Graph, segment: Segment) -> tuple[int, ...]:
+    """The values that a segment itself brings to the states in which it reads them: its own inputs, and all that it makes."""
+    return (*segment.own_inputs, *(value for node in segment.nodes for value in graph.nodes[node].outputs))
+
+
 def _copy_of(node: Node, prefixes: Collection[str]) -> tuple[str, int] | None:
     """(prefix, index) of the outermost copy that contains the node."""
     parts = node.module.split(".")

@@ -1,0 +1,52 @@
+"""The points of a training step at which memory can peak, and what is there at each.
+
+Activations go and gradients come as backward goes down through the graph, both in equal steps from copy to copy of a block.
+So between two of these moments memory changes evenly, and is greatest at one of them: where backward begins, where it
+reaches the last copy that computes its activations again, where it reaches the first, and at the optimizer step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autoplan.graph.ir import Graph, Node
+from autoplan.graph.segments import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment of the backward pass, which has come down to node `until`, itself not included.
+
+    What later nodes kept is gone, and the gradients of the parameters that they read are there. Of the segments in
+    `dropped` there is only what they read. `at_work` is the segment whose ops now run, None for all that remain.
+    """
+
+    until: int
+    dropped: tuple[Segment, ...]
+    at_work: Segment | None = None
+
+    def keeps(self, node: Node) -> bool:
+        """Whether what the node keeps for its backward is still there, and there already."""
+        return node.id < self.until and not any(node.id in segment.nodes for segment in self.dropped)
+
+    def has_gradient(self, graph: Graph, parameter: int) -> bool:
+        """Whether the parameter (its value number) has a gradient by now."""
+        return any(node.id >= self.until for node, _ in graph.consumers[parameter])
+
+
+def moments(graph: Graph, recomputed: Sequence[Segment]) -> tuple[Moment, ...]:
+    """The moments of a backward pass in which some segments, in execution order, run again.
+
+    First where it begins; then two for each prefix that recomputes.
+    """
+    found = [Moment(len(graph.nodes), tuple(recomputed))]
+    for prefix in dict.fromkeys(segment.prefix for segment in recomputed):
+        own = [segment for segment in recomputed if segment.prefix == prefix]
+        found += (_backward_of(segment, recomputed) for segment in (own[-1], own[0]))
+    return tuple(found)
+
+
+def _backward_of(segment: Segment, dropped: Sequence[Segment]) -> Moment:
+    until = segment.nodes.stop
+    return Moment(until, tuple(other for other in dropped if other.nodes.stop < until), segment)
