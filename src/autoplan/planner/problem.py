@@ -124,6 +124,13 @@ class Solution:
         return (self.cost - self.bound) / self.cost if self.status != "optimal" and self.cost > self.bound else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class NoneCheaper:
+    """No choice cheaper than a cutoff was found; none costs less than `bound`. If that reaches the cutoff, there is none."""
+
+    bound: int
+
+
 def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:
     """The cost and memory of a choice, by the definition above."""
     rows = range(len(problem.limits))

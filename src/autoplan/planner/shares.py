@@ -27,14 +27,17 @@ PATIENCE = 3  # rounds without a better bound
 
 
 class SharedBound:
-    """The bounds on a problem's strategies, from rounds of moving shares; `choice` is the best feasible one met, of cost `cost`."""
+    """The bounds on a problem's strategies, from rounds of moving shares; `choice` is the best feasible one met, of cost `cost`.
 
-    def __init__(self, problem: Problem, deadline: float | None) -> None:
+    Only choices cheaper than `cutoff` count.
+    """
+
+    def __init__(self, problem: Problem, deadline: float | None, cutoff: int | None = None) -> None:
         self.problem = problem
         self.deadline = deadline
         self.shares = [_Shares.equal(value) for value in problem.values]
         self.choice: tuple[int, ...] | None = None
-        self.cost: int | None = None
+        self.cost = cutoff
         self.last: tuple[int, ...] = ()
         everything = [np.arange(len(node.costs)) for node in problem.nodes]
         self.below = self._rounds(everything, None, lambda model: engine_for(model, glance(model)))

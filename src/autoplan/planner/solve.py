@@ -4,32 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import overload
 
 import numpy as np
 
 from autoplan.errors import OutOfTime
 from autoplan.planner.pairwise import extended, model_of
-from autoplan.planner.problem import Problem, Solution, evaluate, is_feasible
+from autoplan.planner.problem import NoneCheaper, Problem, Solution, evaluate, is_feasible
 from autoplan.planner.shares import SharedBound
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.model import Model
 from autoplan.planner.solver.search import UNLIMITED, minimise_cost, minimise_peak
 
+Report = Callable[[int, int], None]
 
+
+@overload
+def solve(
+    problem: Problem, time_limit_s: float | None = None, *, hint: Sequence[int] | None = None, on_progress: Report | None = None
+) -> Solution | None: ...
+@overload
 def solve(
     problem: Problem,
     time_limit_s: float | None = None,
     *,
+    cutoff: int,
     hint: Sequence[int] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Solution | None:
+    on_progress: Report | None = None,
+) -> Solution | NoneCheaper | None: ...
+def solve(
+    problem: Problem,
+    time_limit_s: float | None = None,
+    *,
+    cutoff: int | None = None,
+    hint: Sequence[int] | None = None,
+    on_progress: Report | None = None,
+) -> Solution | NoneCheaper | None:
     """The cheapest choice within the limits, or the best found in time with its bound; None where nothing fits.
 
-    `hint` is a choice to begin with, such as an older plan's. Raises OutOfTime when the time limit passes before any choice is found.
+    `hint` is a choice to begin with, such as an older plan's. With a `cutoff` only choices cheaper than it are looked for, and
+    NoneCheaper is the answer where none is found. Raises OutOfTime when without one the time limit passes before any choice is found.
     """
     deadline = _deadline(time_limit_s)
     model = model_of(problem)
-    shared = SharedBound(problem, deadline)
+    shared = SharedBound(problem, deadline, cutoff)
     if any(not (conditional < UNLIMITED).any() for conditional in shared.below.conditional):
         return None
 
@@ -38,9 +56,11 @@ def solve(
 
     hints = [choice for choice in (shared.choice, hint) if choice is not None and is_feasible(problem, choice)]
     known = extended(model, min(hints, key=lambda choice: evaluate(problem, choice).cost or 0)) if hints else None
-    result = minimise_cost(model, deadline, known=known, outer=outer, gap=problem.tie - 1, on_progress=on_progress)
+    result = minimise_cost(model, deadline, known=known, outer=outer, cutoff=cutoff, gap=problem.tie - 1, on_progress=on_progress)
     if result is None:
         return None
+    if result.choice is None and cutoff is not None:
+        return NoneCheaper(result.bound)
     if result.choice is None:
         raise OutOfTime(f"no plan found in {time_limit_s:g} s", next_step="raise --time-limit")
     choice = result.choice[: len(problem.nodes)]

@@ -58,13 +58,19 @@ class Result:
 class _Best:
     """The best choice met so far, in the numbers of the model it was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, cutoff: int | None = None) -> None:
         self.choice: tuple[int, ...] | None = None
         self.cost: int | None = None
+        self.cutoff = cutoff
+
+    @property
+    def below(self) -> int | None:
+        """What a choice must cost less than to be of interest."""
+        return self.cutoff if self.cost is None else self.cost
 
     def meet(self, choice: Sequence[int] | None, cost: int | None) -> None:
         """Remember a choice if it is the best."""
-        if choice is not None and cost is not None and (self.cost is None or cost < self.cost):
+        if choice is not None and cost is not None and (self.below is None or cost < self.below):
             self.choice, self.cost = tuple(choice), cost
 
 
@@ -74,14 +80,16 @@ def minimise_cost(
     *,
     known: Sequence[int] | None = None,
     outer: Callable[[int], Bound] | None = None,
+    cutoff: int | None = None,
     gap: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Result | None:
     """The cheapest choice within the limits, to within `gap`; None where nothing fits. `known` is a choice to begin with.
 
-    `outer(threshold)` bounds the model's strategies in choices of at most the threshold, if they are bounded already.
+    `outer(threshold)` bounds the model's strategies in choices of at most the threshold, if they are bounded already. Only choices
+    cheaper than `cutoff` are looked for: a result without a choice whose bound reaches it says that there is none.
     """
-    best = _Best()
+    best = _Best(cutoff)
     if known is not None and model.fits(known):
         best.meet(known, model.cost_of(known))
     try:
@@ -92,16 +100,20 @@ def minimise_cost(
     def meet(choice: Sequence[int], used: Array) -> int | None:
         if (used <= reduced.limits).all():
             cost = reduced.cost_of(choice)
-            if cost is not None and (best.cost is None or cost < best.cost):
+            if cost is not None and (best.below is None or cost < best.below):
                 best.meet(trail.expand(choice), cost)
-        return best.cost
+        return best.below
 
     below = outer(UNLIMITED) if outer else bound(Passing(reduced, glance(reduced)), np.zeros(len(reduced.limits)), meet, deadline)
     proved = below.value
     for slack in (*BANDS, None):
         if best.cost is not None and best.cost - proved <= gap:
             break
+        if best.cost is None and cutoff is not None and proved >= cutoff:
+            return Result(None, None, proved, True)
         threshold = proved + max(1, int(slack * abs(proved))) if slack is not None else UNLIMITED
+        if cutoff is not None:
+            threshold = min(threshold, cutoff - 1)
         if best.cost is not None:
             threshold = min(threshold, best.cost)
         try:
@@ -119,10 +131,10 @@ def minimise_cost(
         if found.choice is not None:
             assert found.bound is not None
             return Result(best.choice, best.cost, found.bound, True)
-        if slack is None and best.cost is None:
+        if threshold == UNLIMITED and best.cost is None:
             return None
         proved = threshold if threshold == best.cost else threshold + 1
-    return Result(best.choice, best.cost, min(proved, best.cost or proved), True)
+    return Result(best.choice, best.cost, proved if best.cost is None else min(proved, best.cost), True)
 
 
 def _cheapest_within(
