@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from autoplan.graph.ir import Graph, Node
 from autoplan.graph.segments import Segment
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Moment:
     """A moment of the backward pass, which has come down to node `until`, itself not included.
 
@@ -26,9 +27,18 @@ class Moment:
     dropped: tuple[Segment, ...]
     at_work: Segment | None = None
 
+    @property
+    def prefix(self) -> str | None:
+        """That of the segment at work."""
+        return None if self.at_work is None else self.at_work.prefix
+
     def keeps(self, node: Node) -> bool:
         """Whether what the node keeps for its backward is still there, and there already."""
-        return node.id < self.until and not any(node.id in segment.nodes for segment in self.dropped)
+        return node.id < self.until and node.id not in self._dropped_nodes
+
+    @cached_property
+    def _dropped_nodes(self) -> frozenset[int]:
+        return frozenset(node for segment in self.dropped for node in segment.nodes)
 
     def has_gradient(self, graph: Graph, parameter: int) -> bool:
         """Whether the parameter (its value number) has a gradient by now."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from autoplan.cost.families import ATTENTION, EXPANSIONS, PIECES, is_view, op_name
-from autoplan.cost.memory import Saved, saved
+from autoplan.cost.memory import saved
 from autoplan.cost.moments import Moment
 from autoplan.graph.ir import ITEM_BYTES, Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of, local_shape
@@ -43,28 +43,41 @@ class SavedMap:
         return value
 
 
-def saved_values(graph: Graph, moment: Moment | None = None) -> SavedMap:
-    """What is kept of each value from forward to backward, or what is left of that at a moment of the backward.
+class Savings:
+    """What a graph keeps at the moments of its backward; what does not depend on the moment is found once."""
 
-    A segment that computes its activations again keeps the values that only it reads as they were made, and others as it
-    reads them.
-    """
-    moment = moment or Moment(len(graph.nodes), ())
-    calls = [call_of(graph, node) for node in graph.nodes]
-    alias_of = _aliases(graph, calls)
-    made = {value for segment in moment.dropped for value in segment.own_inputs}
-    keepers: dict[int, set[Reader]] = {}
-    for segment in moment.dropped:
-        for value in segment.shared_inputs:
-            keepers[value] = keepers.get(value, set()) | {(n.id, k) for n, k in graph.consumers[value] if n.id in segment.nodes}
-    for node, call in zip(reversed(graph.nodes), reversed(calls), strict=True):
-        kept = saved(call) if moment.keeps(node) else Saved()
-        for operand in kept.operands:
-            keepers.setdefault(node.inputs[operand], set()).add((node.id, operand))
-        made.update(node.outputs[index] for index in kept.outputs)
-        if any(out in alias_of and (out in made or out in keepers) for out in node.outputs):
-            keepers.setdefault(node.inputs[0], set()).add((node.id, 0))
-    return SavedMap({value: frozenset(readers) for value, readers in keepers.items()}, frozenset(made), alias_of)
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        calls = [call_of(graph, node) for node in graph.nodes]
+        self._alias_of = _aliases(graph, calls)
+        self._saved = [saved(call) for call in calls]
+
+    def at(self, moment: Moment) -> SavedMap:
+        """What is left at a moment of all that is kept from forward to backward.
+
+        A segment that computes its activations again keeps the values that only it reads as they were made, and others as
+        it reads them.
+        """
+        consumers = self._graph.consumers
+        made = {value for segment in moment.dropped for value in segment.own_inputs}
+        keepers: dict[int, set[Reader]] = {}
+        for segment in moment.dropped:
+            for value in segment.shared_inputs:
+                readers = {(node.id, operand) for node, operand in consumers[value] if node.id in segment.nodes}
+                keepers.setdefault(value, set()).update(readers)
+        for node, kept in zip(reversed(self._graph.nodes), reversed(self._saved), strict=True):
+            if moment.keeps(node):
+                for operand in kept.operands:
+                    keepers.setdefault(node.inputs[operand], set()).add((node.id, operand))
+                made.update(node.outputs[index] for index in kept.outputs)
+            if any(out in self._alias_of and (out in made or out in keepers) for out in node.outputs):
+                keepers.setdefault(node.inputs[0], set()).add((node.id, 0))
+        return SavedMap({value: frozenset(readers) for value, readers in keepers.items()}, frozenset(made), self._alias_of)
+
+
+def saved_values(graph: Graph, moment: Moment | None = None) -> SavedMap:
+    """What a graph keeps from forward to backward, or what is left of that at a moment of the backward."""
+    return Savings(graph).at(moment or Moment(len(graph.nodes), ()))
 
 
 def kept_placements(

@@ -7,23 +7,25 @@ That folds repeated blocks and prices what passes between their copies, without 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from autoplan.assignment.assignment import Assignment
 from autoplan.assignment.names import block_of
-from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Value
+from autoplan.graph.segments import Segment
 from autoplan.placement import Mesh, Placements, forward_of, gradient_of
 from autoplan.planner.candidates import Candidates
-from autoplan.planner.prices import FORWARD_END, ROWS, Array, Prices, ValuePrices
+from autoplan.planner.prices import Array, Prices, ValuePrices
 from autoplan.planner.problem import FORBIDDEN, Group, Matrix, Problem, ProblemNode, ProblemValue, Reader, Vector
-from autoplan.rules.row import Strategy
+from autoplan.planner.scenario import Scenario, Span
+from autoplan.rules.row import Call, Strategy
 
 TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
 MOST_PREFERENCE = TIES // 64 - 1
+FORWARD_END, OPTIMIZER_STEP = 0, 1  # rows of memory; behind them two for each prefix that recomputes, as `cost.moments` has them
 COLLECTIVE = 8  # what a collective counts among equals; of the rows of an op each counts one more than the one before it
 
 Readers = tuple[tuple[int, int], ...]
@@ -32,12 +34,16 @@ Readers = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A problem, and what its decisions stand for: node classes first, then sources, then outputs of the graph."""
+    """A problem, and what its decisions stand for: node classes first, then sources, then outputs of the graph.
+
+    `recomputed` are the segments that run again: all, where the problem bounds several.
+    """
 
     problem: Problem
     candidates: Candidates
     source_nodes: Mapping[int, int]  # value class -> problem node
     output_nodes: tuple[int, ...]
+    recomputed: tuple[Segment, ...] = ()
 
     def assignment(self, choice: Sequence[int]) -> Assignment:
         """The unfolded assignment of a choice: every member of a class does as the class does."""
@@ -61,9 +67,18 @@ class Built:
         return (*chosen, *(states.index(state) for states, state in zip(candidates.outputs, assignment.outputs, strict=True)))
 
 
-def build_problem(candidates: Candidates, prices: Prices, limit_bytes: int) -> Built:
-    """The problem of choosing among `candidates` within `limit_bytes` of memory per device."""
-    return _Builder(candidates, prices, limit_bytes).build()
+def build_problem(
+    candidates: Candidates, prices: Prices, limit_bytes: int, recomputed: Sequence[Segment] = (), most: Sequence[Segment] | None = None
+) -> Built:
+    """The problem of choosing among `candidates` within `limit_bytes` of memory per device, where `recomputed` segments run again.
+
+    With `most`, which recomputes further copies, it bounds the problems from one to the other: no choice costs less or
+    takes less memory in any of them.
+    """
+    most = recomputed if most is None else most
+    prefixes = tuple(dict.fromkeys(segment.prefix for segment in recomputed))
+    ends = (Scenario(candidates.graph, prices.savings, tuple(segments), prefixes) for segments in (recomputed, most))
+    return _Builder(candidates, prices, limit_bytes, Span(*ends)).build()
 
 
 @dataclass
@@ -71,11 +86,12 @@ class _Builder:
     candidates: Candidates
     prices: Prices
     limit_bytes: int
+    span: Span
     unit_bytes: int = 1
     nodes: list[ProblemNode] = field(default_factory=list)
     values: list[ProblemValue] = field(default_factory=list)
     source_nodes: dict[int, int] = field(default_factory=dict)
-    temporaries: list[Group] = field(default_factory=list)
+    temporaries: list[tuple[str | None, Group]] = field(default_factory=list)  # with the block they belong to
     gathered: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)
 
     @property
@@ -96,34 +112,64 @@ class _Builder:
             self._add_source(c, states)
         outputs = tuple(self._add_output(position, states) for position, states in enumerate(self.candidates.outputs))
         self._add_values(outputs)
-        peak_groups = (tuple(self.temporaries), tuple(Group(values=tuple(terms)) for terms in self.gathered.values()))
-        peaks = tuple(peak_groups if row == FORWARD_END else ((),) for row in range(ROWS))
-        limit = self.limit_bytes // self.unit_bytes
-        problem = Problem(tuple(self.nodes), tuple(self.values), (limit,) * ROWS, peaks, self.unit_s / TIES, self.unit_bytes, TIES)
-        return Built(problem, self.candidates, self.source_nodes, outputs)
+        begin, *later = (self._peaks(moment.prefix) for moment in self.span.least.moments)
+        peaks = (begin, ((),), *later)
+        limits = (self.limit_bytes // self.unit_bytes,) * len(peaks)
+        problem = Problem(tuple(self.nodes), tuple(self.values), limits, peaks, self.unit_s / TIES, self.unit_bytes, TIES)
+        return Built(problem, self.candidates, self.source_nodes, outputs, self.span.most.recomputed)
+
+    def _peaks(self, prefix: str | None) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        """The temporaries of ops and the gathered parameters of blocks, one at a time; of one prefix while that is at work."""
+        temporaries = tuple(group for block, group in self.temporaries if prefix is None or _prefix(block) == prefix)
+        gathered = (terms for block, terms in self.gathered.items() if prefix is None or _prefix(block) == prefix)
+        return temporaries, tuple(Group(values=tuple(terms)) for terms in gathered)
 
     def _add_node_class(self, c: int, strategies: tuple[Strategy, ...]) -> None:
         members = self.candidates.classes.node_members[c]
         call, node = self.candidates.calls[c], self.graph.nodes[members[0]]
+        found = [self.prices.strategy_cost(node, call, s) for s in strategies]
+        again = self.span.least.runs_again(members)
         costs = tuple(
-            self._cost(self.prices.strategy_s(node, call, s) * len(members), preference) for preference, s in enumerate(strategies)
+            self._cost(cost.seconds * len(members) + (cost.forward_s + cost.inside_forward_s) * again, preference)
+            for preference, cost in enumerate(found)
         )
-        kept = [self.prices.kept_by_node_bytes(node, call, s) * len(members) for s in strategies]
-        self.nodes.append(ProblemNode(node.address, costs, self._rows({FORWARD_END: kept}, len(strategies))))
+        self.nodes.append(ProblemNode(node.address, costs, self._rows(self._kept_by_nodes(members, call, strategies))))
         transient = tuple(self._bytes(self.prices.transient_bytes(call, s)) for s in strategies)
-        self.temporaries.append(Group(nodes=((c, transient),)))
+        self.temporaries.append((block_of(node.address, self.prices.prefixes), Group(nodes=((c, transient),))))
+
+    def _kept_by_nodes(self, members: Sequence[int], call: Call, strategies: Sequence[Strategy]) -> Array:
+        """[row, strategy]: bytes that the nodes of a class keep whoever reads their outputs."""
+        beside = np.array([self.prices.kept_by_op_bytes(call, s) for s in strategies])
+        total = np.outer(self._least(lambda scenario: scenario.nodes_kept(members)), beside)
+        for j, value in enumerate(self.graph.nodes[members[0]].outputs):
+            made = np.array([self.prices.made_bytes(value, s.makes[j]) for s in strategies])
+            values = [self.graph.nodes[node].outputs[j] for node in members]
+            total += np.outer(self._least(lambda scenario: scenario.values_kept_as_made(values)), made)  # noqa: B023  # asked at once
+        return total
+
+    def _least(self, amounts: Callable[[Scenario], Sequence[int]]) -> Array:
+        """By row, the least that the scenarios have of something, of which there is nothing in the optimizer step."""
+        if not self.prices.trains:
+            return np.zeros(2, dtype=np.int64)
+        begin, *later = (min(pair) for pair in zip(amounts(self.span.least), amounts(self.span.most), strict=True))
+        return np.array([begin, 0, *later])
 
     def _add_source(self, c: int, states: tuple[Placements, ...]) -> None:
         members = self.candidates.classes.value_members[c]
         value = self.graph.values[members[0]]
         costs = tuple(self._cost(self.prices.stored_s(value, state) * len(members), preference) for preference, state in enumerate(states))
-        stored = [[amount * len(members) for amount in self.prices.stored_bytes(value, state)] for state in states]
-        memory = self._rows({row: [amounts[row] for amounts in stored] for row in range(ROWS)}, len(states))
-        self.nodes.append(ProblemNode(value.address, costs, memory))
+        held, gradient = np.array([self.prices.stored_bytes(value, state) for state in states]).T
+        gradients = self._least(lambda scenario: scenario.gradients(members))
+        gradients[OPTIMIZER_STEP] = len(members)
+        total = held * len(members) + np.outer(gradients, gradient)
+        if value.kind == "input":
+            made = np.array([self.prices.made_bytes(value.id, state) for state in states])
+            total = total + np.outer(self._least(lambda scenario: scenario.values_kept_as_made(members)), made)
+        self.nodes.append(ProblemNode(value.address, costs, self._rows(total)))
 
     def _add_output(self, position: int, states: tuple[Placements, ...]) -> int:
-        zeros = (0,) * len(states)
-        self.nodes.append(ProblemNode(f"outputs/{position}", tuple(range(len(states))), (zeros,) * ROWS))
+        nothing = self._rows(np.zeros((len(self.span.least.moments) + 1, len(states))))
+        self.nodes.append(ProblemNode(f"outputs/{position}", tuple(range(len(states))), nothing))
         return len(self.nodes) - 1
 
     def _add_values(self, outputs: tuple[int, ...]) -> None:
@@ -136,13 +182,12 @@ class _Builder:
             value = self.graph.values[members[0]]
             states = _States.of(self._made(producer, output), [self._needed(node, operand) for node, operand in readers])
             if states.needed:
-                found.append((value, len(members), producer, readers, states))
+                found.append((members, producer, readers, states))
                 self.prices.transitions.announce(states.homes, states.placements)
                 if self.prices.trains and value.needs_grad:
                     self.prices.transitions.announce(*states.gradients)
-        prefixes = foldable_prefixes(find_blocks(self.graph))
-        for value, count, producer, readers, states in found:
-            self._add_value(value, count, producer, readers, states, prefixes)
+        for members, producer, readers, states in found:
+            self._add_value(members, producer, readers, states)
 
     def _signature(self, value: Value, outputs: tuple[int, ...]) -> tuple[int, int, Readers]:
         classes = self.candidates.classes
@@ -157,8 +202,9 @@ class _Builder:
         readers |= {(self.source_nodes[classes.value_class[buffer]], -1) for buffer in overwritten}
         return producer, output, tuple(sorted(readers))
 
-    def _add_value(self, value: Value, count: int, producer: int, readers: Readers, states: _States, prefixes: frozenset[str]) -> None:
-        prices = self.prices.of_value(value, block_of(value.address, prefixes) if value.kind == "parameter" else None)
+    def _add_value(self, members: Sequence[int], producer: int, readers: Readers, states: _States) -> None:
+        value = self.graph.values[members[0]]
+        prices = self.prices.of_value(value, block_of(value.address, self.prices.prefixes) if value.kind == "parameter" else None)
         placements = states.placements
         homes: Sequence[Placements | None] = states.homes if prices.home_is_free else [None] * len(states.produced)
         self.values.append(
@@ -168,10 +214,10 @@ class _Builder:
                 made=states.made,
                 readers=tuple(Reader(node, needs) for (node, _), needs in zip(readers, states.needs, strict=True)),
                 forward_class=states.forward_class,
-                forward=self._forward(value, prices, states, count),
-                backward=self._backward(prices, states, count),
-                keepers=self._keepers(value, readers),
-                kept=self._rows({FORWARD_END: [prices.kept_bytes(f) * count for f in placements]}, len(placements)),
+                forward=self._forward(members, prices, states),
+                backward=self._backward(prices, states, len(members)),
+                keepers=self._keepers(value.kind, members, readers),
+                kept=self._rows(self._kept(members, prices, placements)),
                 free=tuple(placements.index(home) if home in placements else None for home in homes),
             )
         )
@@ -179,10 +225,14 @@ class _Builder:
             amounts = tuple(self._bytes(prices.in_flight_bytes(f)) for f in placements)
             self.gathered.setdefault(prices.block or value.address, []).append((len(self.values) - 1, amounts))
 
-    def _forward(self, value: Value, prices: ValuePrices, states: _States, count: int) -> Array:
-        """[produced, placements]: what it costs to bring the value there."""
+    def _forward(self, members: Sequence[int], prices: ValuePrices, states: _States) -> Array:
+        """[produced, placements]: what it costs to bring the values there, in backward once more where they are gathered or made again."""
+        value = prices.value
+        times = len(members) * (2 if prices.regathers else 1)
+        if value.kind != "parameter":
+            times += sum(self.span.least.moves_again[member] for member in members)
         counts = self.prices.transitions.collectives(states.homes, states.placements)
-        costs = self._costs(prices.forward_s(states.homes, states.placements) * count, counts)
+        costs = self._costs(prices.forward_s(states.homes, states.placements) * times, counts)
         if value.kind == "parameter" and self.candidates.classes.value_class[value.id] in self.candidates.never_gathered:
             costs[counts > 0] = FORBIDDEN
         return costs
@@ -194,13 +244,22 @@ class _Builder:
         counts = self.prices.transitions.collectives(*states.gradients)
         return self._costs(prices.backward_s(*states.gradients) * count, counts).T
 
-    def _keepers(self, value: Value, readers: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    def _keepers(self, kind: str, members: Sequence[int], readers: Readers) -> tuple[int, ...]:
         """Positions of the readers that keep what they read; all readers of a parameter use the copy that was gathered."""
-        if value.kind == "parameter":
+        if kind == "parameter":
             return tuple(range(len(readers)))
         node_class = self.candidates.classes.node_class
-        keeping = {(node_class[node], operand) for node, operand in self.prices.saved.keepers.get(value.id, ())}
+        keeping = {(node_class[node], operand) for node, operand in self.span.keepers(members)}
         return tuple(position for position, reader in enumerate(readers) if reader in keeping)
+
+    def _kept(self, members: Sequence[int], prices: ValuePrices, placements: Sequence[Placements]) -> Array:
+        """[row, placements]: bytes that the values keep as they are read."""
+        if prices.is_parameter:
+            counts = self._least(lambda scenario: scenario.readers_to_come(members))
+            counts[FORWARD_END] = len(members)
+        else:
+            counts = self._least(lambda scenario: scenario.values_kept_as_read(members))
+        return np.outer(counts, [prices.kept_bytes(used) for used in placements])
 
     def _made(self, producer: int, output: int) -> list[Placements]:
         if producer < len(self.candidates.strategies):
@@ -226,9 +285,13 @@ class _Builder:
     def _bytes(self, amount: float) -> int:
         return -int(-amount // self.unit_bytes)
 
-    def _rows(self, amounts: Mapping[int, Sequence[float]], width: int) -> Matrix:
-        zeros = (0,) * width
-        return tuple(tuple(map(self._bytes, amounts[row])) if row in amounts else zeros for row in range(ROWS))
+    def _rows(self, amounts: Array) -> Matrix:
+        return tuple(map(tuple, (-(-amounts // self.unit_bytes)).astype(np.int64).tolist()))
+
+
+def _prefix(block: str | None) -> str | None:
+    """`layers` of `layers.3`."""
+    return None if block is None else block.rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)

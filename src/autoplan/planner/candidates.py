@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from autoplan.graph.blocks import NodeClasses
@@ -32,6 +32,7 @@ class Candidates:
     sources: Mapping[int, tuple[Placements, ...]]
     outputs: tuple[tuple[Placements, ...], ...]
     never_gathered: frozenset[int] = frozenset()  # value classes of parameters that must be used as they are stored
+    recompute: Mapping[str, int] = field(default_factory=dict)  # by prefix, how many copies must recompute
 
 
 def enumerate_candidates(graph: Graph, mesh: Mesh, classes: NodeClasses) -> Candidates:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from autoplan.assignment import Assignment, encode
 from autoplan.assignment.gathers import gather_groups
 from autoplan.cost.predict import fallback_seconds, predict
 from autoplan.graph import Graph, find_blocks, foldable_prefixes, graph_digest, model_digest
+from autoplan.graph.segments import Segment, find_segments
 from autoplan.plan.patterns import collapse
-from autoplan.plan.schema import FallbackLine, HardwareInfo, ModelInfo, Plan, SolverInfo
+from autoplan.plan.schema import FallbackLine, HardwareInfo, ModelInfo, Plan, RecomputeLine, SolverInfo
 from autoplan.rules.registry import rule_of
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ class ModelFacts:
         return cls(target, settings, model_digest(module), rules)
 
 
-def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver: SolverInfo) -> Plan:
-    """The plan that decides `assignment`, with its predictions on the request's hardware."""
+def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver: SolverInfo, recomputed: Sequence[Segment] = ()) -> Plan:
+    """The plan that decides `assignment` and recomputes some segments, with its predictions on the request's hardware."""
     graph = assignment.graph
     prefixes = foldable_prefixes(find_blocks(graph))
     groups = gather_groups(assignment, prefixes)
@@ -55,8 +57,9 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
         ops=decisions.ops,
         reshard=decisions.reshard,
         gather=decisions.gather,
+        recompute=_recompute(graph, prefixes, recomputed),
         fallbacks=_fallbacks(assignment, request, prefixes),
-        predicted=predict(assignment, groups, request.hardware, request.options),
+        predicted=predict(assignment, groups, request.hardware, request.options, recomputed),
         solver=solver,
     )
 
@@ -64,6 +67,13 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
 def _model(graph: Graph, facts: ModelFacts) -> ModelInfo:
     numel = sum(prod(graph.values[parameter.value].shape) for parameter in graph.parameters)
     return ModelInfo(facts.target, numel, facts.digest, graph_digest(graph), facts.settings, rules=facts.rules)
+
+
+def _recompute(graph: Graph, prefixes: Collection[str], recomputed: Sequence[Segment]) -> dict[str, RecomputeLine]:
+    """How many of the copies under each prefix run again."""
+    again = Counter(segment.prefix for segment in recomputed)
+    copies = Counter(segment.prefix for segment in find_segments(graph, prefixes))
+    return {f"{prefix}.*".lstrip("."): RecomputeLine(again[prefix], copies[prefix], "full") for prefix in again}
 
 
 def _fallbacks(assignment: Assignment, request: PlanRequest, prefixes: Collection[str]) -> tuple[FallbackLine, ...]:

@@ -3,24 +3,28 @@
 - {params: "layers.*.attn.wq.weight", use: [R, S(0)], store: [S(1), S(0)]}   # `store` and `use` may stand alone
 - {params: all, gather: never}                                               # weights are used as they are stored
 - {inputs: tokens, place: [S(0), R]}
+- {recompute: "layers.*", blocks: 8}                                          # the first 8 copies; 0 for none
 - {ops: "layers.*.attn/scaled_dot_product_attention", row: "S(0) S(0) S(0) -> S(0) on x; S(1) S(1) S(1) -> S(1) on y"}
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from autoplan.assignment.names import input_name
 from autoplan.errors import PlacementError, PlanError, join_problems
+from autoplan.graph import find_blocks, foldable_prefixes
+from autoplan.graph.segments import find_segments
 from autoplan.placement import Placements, format_placements, forward_of, parse_placement
 from autoplan.plan.patterns import match
 from autoplan.planner.candidates import Candidates
 from autoplan.rules.row import Strategy
 
-_KEYS = {"params": {"store", "use", "gather"}, "inputs": {"place"}, "ops": {"row"}}
-_HINT = "write {params: PATTERN, store: [...], use: [...]}, {params: PATTERN, gather: never}, {inputs: NAME, place: [...]} or {ops: PATTERN, row: ...}"
+_KEYS = {"params": {"store", "use", "gather"}, "inputs": {"place"}, "ops": {"row"}, "recompute": {"blocks"}}
+_HINT = "write {params: PATTERN, store: [...], use: [...]}, {params: PATTERN, gather: never}, {inputs: NAME, place: [...]}, {ops: PATTERN, row: ...} or {recompute: BLOCKS, blocks: N}"
 ALL = "all"
 
 
@@ -46,6 +50,8 @@ def _apply(candidates: Candidates, pin: Mapping[str, Any]) -> Candidates:
         return _pin_sources(candidates, _inputs(candidates, pin[section]), pin["place"])
     if section == "ops":
         return _pin_ops(candidates, pin[section], pin["row"])
+    if section == "recompute":
+        return _pin_recompute(candidates, pin[section], pin["blocks"])
     values = _params(candidates, pin[section])
     if "store" in pin:
         candidates = _pin_sources(candidates, values, pin["store"])
@@ -110,6 +116,18 @@ def _pin_ops(candidates: Candidates, pattern: str, row: Any) -> Candidates:
     addresses = [graph.nodes[members[0]].address for members in candidates.classes.node_members]
     pinned = set(_found(pattern, [c for c, address in enumerate(addresses) if match(pattern, address)], addresses))
     return _filter(candidates, lambda c, strategy: c not in pinned or strategy.describe(candidates.mesh) == row)
+
+
+def _pin_recompute(candidates: Candidates, pattern: str, blocks: Any) -> Candidates:
+    graph = candidates.graph
+    segments = find_segments(graph, foldable_prefixes(find_blocks(graph)))
+    copies = Counter(segment.prefix for segment in segments if match(pattern, segment.name))
+    if not copies:
+        known = dict.fromkeys(f"{segment.prefix}.*" for segment in segments)
+        raise PlanError(f"{pattern} matches no repeated block", next_step=f"the model has {', '.join(known) or 'none'}")
+    if not isinstance(blocks, int) or not 0 <= blocks <= min(copies.values()):
+        raise PlanError(f"blocks: {blocks!r}", next_step=f"write a number from 0 to {min(copies.values())}")
+    return replace(candidates, recompute={**candidates.recompute, **dict.fromkeys(copies, blocks)})
 
 
 def _filter(candidates: Candidates, keeps: Callable[[int, Strategy], bool]) -> Candidates:

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from autoplan.assignment import Assignment, decode
+from autoplan.assignment.recompute import recomputed_segments
 from autoplan.cost.hardware import Hardware
 from autoplan.errors import FallbackError, join_problems
 from autoplan.graph import Graph, capture, cast_module, classes, find_blocks, foldable_prefixes
+from autoplan.graph.segments import find_segments
 from autoplan.placement import Mesh
 from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import Options, Plan, SolverInfo
@@ -25,7 +27,7 @@ from autoplan.planner.infeasible import nothing_fits
 from autoplan.planner.pins import apply_pins
 from autoplan.planner.prices import Prices
 from autoplan.planner.problem import Solution
-from autoplan.planner.solve import solve
+from autoplan.planner.recompute import Outcome, cheapest
 from autoplan.rules.registry import rule_of
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
@@ -95,9 +97,10 @@ def plan_module(
         prices = Prices(graph, request.mesh, request.hardware, request.options)
         built = build_problem(candidates, prices, request.limit_bytes)
     with clock.stage("solve"):
-        solution = _solve(built, request, progress)
+        found = _solve(built, prices, request, progress)
     facts = ModelFacts.of(module, request.target, request.settings, request.rules)
-    plan = emit(built.assignment(solution.choice), facts, request, solver_info(solution, request))
+    assignment = found.built.assignment(found.solution.choice)
+    plan = emit(assignment, facts, request, solver_info(found.solution, request), found.built.recomputed)
     return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies)
 
 
@@ -127,14 +130,14 @@ def refuse_fallbacks(graph: Graph) -> None:
         )
 
 
-def _solve(built: Built, request: PlanRequest, progress: Progress | None) -> Solution:
+def _solve(built: Built, prices: Prices, request: PlanRequest, progress: Progress | None) -> Outcome:
     unit_ms = built.problem.unit_s * 1e3
     report = (lambda cost, bound: progress.incumbent(cost * unit_ms, bound * unit_ms)) if progress else None
     hint = base_choice(built, request.base) if request.base is not None else None
-    solution = solve(built.problem, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
-    if solution is None:
-        raise nothing_fits(built, request.limit_bytes, request.hardware, request.options)
-    return solution
+    found = cheapest(built, prices, request.limit_bytes, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
+    if found is None:
+        raise nothing_fits(built, prices, request.limit_bytes)
+    return found
 
 
 def base_choice(built: Built, base: Plan) -> tuple[int, ...] | None:
@@ -161,9 +164,11 @@ def recost(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping
 
 
 def plan_of_assignment(assignment: Assignment, like: Plan, hardware: Hardware, facts: ModelFacts) -> Plan:
-    """A plan that decides `assignment`, for the same mesh and options as `like`."""
+    """A plan that decides `assignment`, for the same mesh and options as `like`, recomputing the same blocks."""
     request = PlanRequest(like.mesh, hardware, like.options, facts.target, facts.settings, pins=like.pins)
-    return emit(assignment, facts, request, like.solver)
+    segments = find_segments(assignment.graph, foldable_prefixes(find_blocks(assignment.graph)))
+    again = recomputed_segments(like, segments)
+    return emit(assignment, facts, request, like.solver, [segment for segment in segments if segment.name in again])
 
 
 class _Clock:

@@ -13,6 +13,7 @@ from autoplan.assignment.gathers import regather_blocks
 from autoplan.assignment.names import block_of
 from autoplan.cost.compute import strategy_seconds
 from autoplan.cost.hardware import Hardware
+from autoplan.cost.moments import Moment
 from autoplan.cost.primitives import (
     accumulated_operands,
     extra_saved_bytes,
@@ -20,17 +21,17 @@ from autoplan.cost.primitives import (
     parameter_gradient_bytes,
     parameter_state,
 )
-from autoplan.cost.savings import SavedMap, local_bytes, saved_values
+from autoplan.cost.savings import SavedMap, Savings, local_bytes
+from autoplan.cost.seconds import ComputeCost
 from autoplan.cost.transitions import TransitionTable
 from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Node, Value
+from autoplan.graph.segments import Segment, find_segments
 from autoplan.placement import Mesh, Placements, forward_of
 from autoplan.plan.schema import Options
 from autoplan.planner.candidates import Candidates
 from autoplan.rules.row import Call, Strategy
 
-FORWARD_END, OPTIMIZER_STEP = 0, 1  # the moments at which memory can peak, as `cost.predict` has them
-ROWS = 2
 Array = np.ndarray
 RESOLUTION = 1e-7  # of the step's least compute time: what one unit of cost stands for
 
@@ -50,42 +51,53 @@ class Prices:
         return self.options.mode == "train"
 
     @cached_property
-    def saved(self) -> SavedMap:
+    def savings(self) -> Savings:
         """Which values are kept for backward, and by whom."""
-        return saved_values(self.graph)
+        return Savings(self.graph)
+
+    @cached_property
+    def saved(self) -> SavedMap:
+        """The same where nothing is recomputed."""
+        return self.savings.at(Moment(len(self.graph.nodes), ()))
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The copies of blocks that may recompute; none without a backward pass."""
+        return find_segments(self.graph, self.prefixes) if self.trains else ()
 
     @cached_property
     def _block_sizes(self) -> Counter[str | None]:
         """How many parameters travel together in each block."""
-        return Counter(block_of(parameter.fqn, self._prefixes) for parameter in self.graph.parameters)
+        return Counter(block_of(parameter.fqn, self.prefixes) for parameter in self.graph.parameters)
 
     @cached_property
-    def _prefixes(self) -> frozenset[str]:
+    def prefixes(self) -> frozenset[str]:
+        """Of the repeated blocks."""
         return foldable_prefixes(find_blocks(self.graph))
 
     def unit_s(self, candidates: Candidates) -> float:
         """Seconds that one unit of cost stands for: fine enough for this model's step."""
         members = candidates.classes.node_members
         least = sum(
-            min(self.strategy_s(self.graph.nodes[nodes[0]], call, s) for s in strategies) * len(nodes)
+            min(self.strategy_cost(self.graph.nodes[nodes[0]], call, s).seconds for s in strategies) * len(nodes)
             for nodes, call, strategies in zip(members, candidates.calls, candidates.strategies, strict=True)
         )
         return RESOLUTION * max(least, 1e-6)
 
-    def strategy_s(self, node: Node, call: Call, strategy: Strategy) -> float:
-        """Seconds of one op, forward and backward, with the collectives inside it."""
-        return strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated_operands(self.graph, node)).seconds
+    def strategy_cost(self, node: Node, call: Call, strategy: Strategy) -> ComputeCost:
+        """What one op costs, forward and backward, with the collectives inside it."""
+        key = (node.id, strategy)
+        if key not in self._strategy_costs:
+            self._strategy_costs[key] = strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated_operands(self.graph, node))
+        return self._strategy_costs[key]
 
-    def kept_by_node_bytes(self, node: Node, call: Call, strategy: Strategy) -> int:
-        """Bytes that an op keeps whoever reads its outputs: statistics and masks, and outputs that it needs itself."""
-        if not self.trains:
-            return 0
-        outputs = (
-            local_bytes(self.graph.values[value], forward_of(state), self.mesh)
-            for value, state in zip(node.outputs, strategy.makes, strict=True)
-            if value in self.saved.made and value not in self.saved.alias_of
-        )
-        return extra_saved_bytes(call, strategy, self.mesh) + sum(outputs)
+    def kept_by_op_bytes(self, call: Call, strategy: Strategy) -> int:
+        """Bytes that an op keeps beside values of the graph: statistics and masks."""
+        return extra_saved_bytes(call, strategy, self.mesh) if self.trains else 0
+
+    def made_bytes(self, value: int, state: Placements) -> int:
+        """Bytes of a value as it was made."""
+        return local_bytes(self.graph.values[value], forward_of(state), self.mesh)
 
     def transient_bytes(self, call: Call, strategy: Strategy) -> int:
         """Bytes that an op needs for a moment."""
@@ -95,13 +107,12 @@ class Prices:
         """Seconds of the optimizer step over a parameter stored in `state`; nothing for other values."""
         return self._state(value, state).optimizer_s if value.kind == "parameter" else 0.0
 
-    def stored_bytes(self, value: Value, state: Placements) -> tuple[int, ...]:
-        """Bytes at each moment of a parameter with its gradient and optimizer states, or of a buffer; inputs count as activations."""
+    def stored_bytes(self, value: Value, state: Placements) -> tuple[int, int]:
+        """Bytes of a parameter with its optimizer states, and of its gradient; or of a buffer. Inputs count as activations."""
         if value.kind == "parameter":
             held = self._state(value, state).bytes
-            return held.parameter + held.optimizer, held.parameter + held.gradient + held.optimizer
-        size = 0 if value.kind == "input" else local_bytes(value, state, self.mesh)
-        return size, size
+            return held.parameter + held.optimizer, held.gradient
+        return (0 if value.kind == "input" else local_bytes(value, state, self.mesh)), 0
 
     def _state(self, value: Value, state: Placements):  # type: ignore[no-untyped-def]  # ParameterState
         return parameter_state(value.shape, state, self.mesh, self.hardware, self.options, trainable=value.needs_grad)
@@ -109,6 +120,10 @@ class Prices:
     def of_value(self, value: Value, block: str | None) -> ValuePrices:
         """The prices of what happens to one value; a parameter of a repeated block travels with the others of it."""
         return ValuePrices(self, value, block, self._block_sizes[block] if block is not None else 1)
+
+    @cached_property
+    def _strategy_costs(self) -> dict[tuple[int, Strategy], ComputeCost]:
+        return {}
 
     @cached_property
     def transitions(self) -> TransitionTable:
@@ -143,9 +158,8 @@ class ValuePrices:
         return self.value.id in self.prices.saved.made or self.value.id in self.prices.saved.alias_of
 
     def forward_s(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
-        """[source, target]: seconds to bring the value to other placements, in backward once more where it is gathered again."""
-        seconds = self._moves_s(self.value.bytes, sources, targets)
-        return 2 * seconds if self.regathers else seconds
+        """[source, target]: seconds to bring the value to other placements."""
+        return self._moves_s(self.value.bytes, sources, targets)
 
     def backward_s(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
         """[source, target]: seconds to bring the gradient back."""
