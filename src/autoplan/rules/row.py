@@ -76,7 +76,7 @@ class Row:
 
     `ins` has one placement per operand, None for one whose values are not read (it lends shape, dtype or device).
     `local` names the local implementation where the plain op is not enough; `inside` lists the collectives it runs on
-    this axis, forward then backward. Operands in `whole` are replicated and get whole gradients though the row splits the
+    this axis, forward then backward, the last `inside_backward` of them in backward. Operands in `whole` are replicated and get whole gradients though the row splits the
     work (a collective inside adds them up).
     """
 
@@ -85,6 +85,7 @@ class Row:
     local: str | None = None
     inside: tuple[str, ...] = ()
     whole: frozenset[int] = frozenset()
+    inside_backward: int = 0
 
     @property
     def is_replicated(self) -> bool:
@@ -118,6 +119,11 @@ class Strategy:
     def inside(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """The (kind, axes) of the collectives inside the op."""
         return tuple((kind, (axis,)) for axis, row in enumerate(self.rows) for kind in row.inside)
+
+    def inside_forward(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The (kind, axes) of those that the forward runs."""
+        parts = [row.inside[: len(row.inside) - row.inside_backward] for row in self.rows]
+        return tuple((kind, (axis,)) for axis, kinds in enumerate(parts) for kind in kinds)
 
     def describe(self, mesh: Mesh) -> str:
         """`S(0) R -> S(0) on x; R S(0) -> S(2) on y`, as plans write it (axes on which all is replicated are left out)."""

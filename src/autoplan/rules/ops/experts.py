@@ -81,7 +81,9 @@ def experts(call: Call) -> Iterator[Row]:
         yield Row(tuple(data.get(k, R) for k in range(len(call.operands))), (cut,))
         expert: dict[int, Placement] = data | {k: Shard(0) for k in by_expert}
         inside = ("all-to-all",) * len(exchanges(call))
-        yield Row(tuple(expert.get(k, R) for k in range(len(call.operands))), (cut,), local="routed_experts", inside=inside)
+        back = len(inside) - len(rows) - 3  # forward: counts, ids, rows, results
+        states = tuple(expert.get(k, R) for k in range(len(call.operands)))
+        yield Row(states, (cut,), local="routed_experts", inside=inside, inside_backward=back)
     yield from _within_experts(call)
 
 

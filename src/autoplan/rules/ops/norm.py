@@ -105,8 +105,9 @@ def batch_norm(call: Call) -> Iterator[Row]:
         return
     if 0 in call.operands[0].shape:
         return  # nothing has no statistics
-    inside = ("all-gather", "all-reduce") if call.operands[0].needs_grad else ("all-gather",)
-    yield from (replace(row, local="batch_norm", inside=inside) for row in _samples_and_positions(call))
+    backward = ("all-reduce",) if call.operands[0].needs_grad else ()
+    for row in _samples_and_positions(call):
+        yield replace(row, local="batch_norm", inside=("all-gather", *backward), inside_backward=len(backward))
 
 
 def _samples_and_positions(call: Call) -> Iterator[Row]:
