@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autoplan.assignment import Assignment, encode
 from autoplan.assignment.gathers import gather_groups
 from autoplan.graph import Graph, capture, cast_module, find_blocks, foldable_prefixes, graph_digest, model_digest
+from autoplan.graph.segments import Segment
 from autoplan.load import Built
 from autoplan.models import gpt2, llama
 from autoplan.placement import Mesh, Placement, Placements, R, Shard, fits, parse_placement
@@ -101,12 +102,18 @@ def _chosen(graph: Graph, node: Any, mesh: Mesh, wanted: str | None) -> Strategy
 
 
 def plan_of(
-    assignment: Assignment, module: nn.Module, *, target: str = "module:build", settings: Mapping[str, Any] | None = None, **options: Any
+    assignment: Assignment,
+    module: nn.Module,
+    *,
+    target: str = "module:build",
+    settings: Mapping[str, Any] | None = None,
+    recomputed: Collection[Segment] = (),
+    **options: Any,
 ) -> Plan:
-    """The plan that says `assignment`; predictions are nought."""
+    """The plan that says `assignment`, its gathers as `recomputed` needs them; predictions are nought."""
     graph = assignment.graph
     prefixes = foldable_prefixes(find_blocks(graph))
-    decisions = encode(assignment, gather_groups(assignment, prefixes), prefixes)
+    decisions = encode(assignment, gather_groups(assignment, prefixes, recomputed=recomputed), prefixes)
     mode = "infer" if graph.loss is None else "train"
     return Plan(
         model=ModelInfo(target, sum(p.numel() for p in module.parameters()), model_digest(module), graph_digest(graph), settings or {}),

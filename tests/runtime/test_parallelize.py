@@ -187,10 +187,3 @@ def frozen_llama() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
     model.module.requires_grad_(False)
     next(model.module.parameters()).requires_grad_(True)
     return model.module, model.args
-
-
-def test_recompute_is_refused_rather_than_ignored(pool: WorkerPool, plan: Plan) -> None:
-    from autoplan.plan.schema import RecomputeLine
-
-    message = refused(pool, process_jobs.structure, TINY, replace(plan, recompute={"layers.*": RecomputeLine(1, 2, "full")}))
-    assert "does not recompute" in message

@@ -171,10 +171,13 @@ def losses_of(build: Seeded, program: Program, seed: int) -> list[float]:
 def test_a_program_names_what_it_runs(llama: Graph) -> None:
     assignment = random_assignment(llama, mesh_of(2, 2), 0)
     groups = gather_groups(assignment, {"layers"})
-    code = build_program(assignment, groups, "cpu").module.code
-    assert "torch.ops.aten.linear.default" in code
-    assert "self.gather_layers_0(run, " in code
-    assert code.index("gather_layers_0 =") < code.index("layers_0_attn_wq_linear =") < code.index("gather_layers_1 =")
+    module = build_program(assignment, groups, "cpu").module
+    assert "self.gather_layers_0(run, " in module.code
+    order = [module.code.index(f"{name} = self.{name}(run") for name in ("until_layers_0", "layers_0", "layers_1", "rest")]
+    assert order == sorted(order)
+    assert module.code.index("gather_layers_0 =") < order[1] < module.code.index("gather_layers_1 =")
+    layer = module.layers_0.function.forward.code
+    assert "torch.ops.aten.linear.default" in layer and "attn_wq_linear" in layer
 
 
 def test_planned_collectives_are_known_without_running(llama: Graph) -> None:
@@ -182,3 +185,12 @@ def test_planned_collectives_are_known_without_running(llama: Graph) -> None:
     groups = gather_groups(assignment, {"layers"})
     planned = step_collectives(assignment, groups)
     assert all(result.collectives == planned for result in results_of(WIDE, assignment, groups))
+
+
+def test_copies_of_a_layer_that_are_split_alike_share_one_function() -> None:
+    build = Seeded(TINY.factory, {**TINY.settings, "batch": 12, "seq": 12, "n_layers": 4})
+    assignment = fully_sharded(graph_of(build))
+    program = build_program(assignment, gather_groups(assignment, {"layers"}), "cpu")
+    pieces = [program.module.get_submodule(f"layers_{index}") for index in range(4)]
+    assert len({id(piece.function) for piece in pieces}) == 1 and len(program.functions) == 3
+    assert len({piece.first for piece in pieces}) == 4

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from autoplan.assignment.assignment import Assignment, Need
+from autoplan.assignment.assignment import Assignment
+from autoplan.assignment.keeps import is_kept
 from autoplan.assignment.names import block_of
+from autoplan.assignment.recompute import collectives_again, reads_all
 from autoplan.assignment.redistributions import Counts, count_collectives, gradient_reaches, redistributions
-from autoplan.graph.ir import Graph, Node
+from autoplan.graph.segments import Segment
 from autoplan.placement import Placements, forward_of, gradient_of
 from autoplan.redistribution import LOCAL_KINDS, Kind, Step, collectives, lower
 
@@ -59,7 +61,7 @@ class GatherGroup:
     """Parameters that travel together: `name` is a block (`layers.3`) or one parameter's FQN, as the plan's `gather` says it.
 
     `again` is what backward runs to gather once more what forward has dropped: `forward`, without members that no
-    backward needs; empty unless `regather`.
+    backward needs unless a recomputed segment reads them; empty unless `regather`.
     """
 
     name: str
@@ -80,11 +82,14 @@ def regather_blocks(name: str, kind: str) -> bool:
     return kind == "block"
 
 
-def gather_groups(assignment: Assignment, blocks: Collection[str], regather: Regather | None = None) -> tuple[GatherGroup, ...]:
+def gather_groups(
+    assignment: Assignment, blocks: Collection[str], regather: Regather | None = None, recomputed: Collection[Segment] = ()
+) -> tuple[GatherGroup, ...]:
     """All groups of parameters whose store and use differ, in the order of their first parameters.
 
     `blocks` are the prefixes of repeated blocks ("layers"). A parameter that is needed in one state joins its block's
-    group; one needed in several, or outside of blocks, is a group of its own.
+    group; one needed in several, or outside of blocks, is a group of its own. A group that only one of the `recomputed`
+    segments reads is gathered again whole, where it is dropped.
     """
     grouped: dict[tuple[str, str], list[GatherMember]] = {}
     for parameter in assignment.graph.parameters:
@@ -94,7 +99,10 @@ def gather_groups(assignment: Assignment, blocks: Collection[str], regather: Reg
         block = block_of(parameter.fqn, blocks) if len(members) == 1 else None
         key = (parameter.fqn, "parameter") if block is None else (block, "block")
         grouped.setdefault(key, []).extend(members)
-    return tuple(_group(name, kind, tuple(members), regather) for (name, kind), members in grouped.items())
+    return tuple(
+        _group(name, kind, tuple(members), regather, reads_all(assignment, recomputed, [member.value for member in members]))
+        for (name, kind), members in grouped.items()
+    )
 
 
 def _members(assignment: Assignment, fqn: str, value: int) -> list[GatherMember]:
@@ -107,14 +115,14 @@ def _members(assignment: Assignment, fqn: str, value: int) -> list[GatherMember]
         seen.add(placements)
         forward = lower(forward_of(store), placements, mesh) if is_first else ()
         backward = lower(gradient_of(need.state), gradient_of(store), mesh) if gradient_reaches(assignment.graph, value, need) else ()
-        saved = is_first and any(_keeps(graph, other) for other in assignment.needs[value] if forward_of(other.state) == placements)
+        saved = is_first and any(is_kept(graph, other) for other in assignment.needs[value] if forward_of(other.state) == placements)
         members.append(GatherMember(value, fqn, store, need.state, forward, backward, graph.values[value].dtype, is_first, saved))
     return members
 
 
-def _group(name: str, kind: str, members: tuple[GatherMember, ...], regather: Regather | None) -> GatherGroup:
+def _group(name: str, kind: str, members: tuple[GatherMember, ...], regather: Regather | None, recomputed: bool) -> GatherGroup:
     forward = buckets(members, [member.forward for member in members])
-    again = buckets(members, [member.forward if member.saved else () for member in members])
+    again = buckets(members, [member.forward if member.saved or recomputed else () for member in members])
     wanted = regather_blocks(name, kind) if regather is None else regather(name)
     drops = wanted and bool(collectives(again))  # type: ignore[arg-type]  # a bucket is named like a step
     backward = buckets(members, [member.backward for member in members])
@@ -137,60 +145,11 @@ def buckets(members: Sequence[GatherMember], steps: Sequence[tuple[Step, ...]]) 
     return tuple(made)
 
 
-# Operands whose values no backward needs, by op; of those in _FACTORS each is kept for the gradient of the other alone.
-_NOT_KEPT: dict[str, frozenset[int]] = {
-    "aten.embedding": frozenset({0}),
-    "aten.layer_norm": frozenset({2}),
-    "aten.native_layer_norm": frozenset({2}),
-    "aten.group_norm": frozenset({2}),
-    "aten.batch_norm": frozenset({2}),
-    "aten.instance_norm": frozenset({1, 2}),
-    **dict.fromkeys((f"aten.conv{n}d" for n in (1, 2, 3)), frozenset({2})),
-    **dict.fromkeys((f"aten.conv_transpose{n}d" for n in (1, 2, 3)), frozenset({2})),
-    "aten.add": frozenset({0, 1}),
-    "aten.sub": frozenset({0, 1}),
-    "aten.detach": frozenset({0}),
-    "aten.to": frozenset({0}),
-    "aten.sum": frozenset({0}),
-    "aten.mean": frozenset({0}),
-    "aten.clone": frozenset({0}),
-    "aten.cat": frozenset(range(64)),
-}
-_FACTORS: dict[str, tuple[int, int]] = {
-    "aten.linear": (0, 1),
-    "aten.mm": (0, 1),
-    "aten.bmm": (0, 1),
-    "aten.matmul": (0, 1),
-    "aten.mul": (0, 1),
-    "aten.addmm": (1, 2),
-    "aten.baddbmm": (1, 2),
-}
-_VIEWS = frozenset(
-    f"aten.{name}"
-    for name in ("view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "expand", "slice", "select", "split", "chunk", "flatten", "unflatten", "alias")
-)  # fmt: skip
-
-
-def _keeps(graph: Graph, need: Need) -> bool:
-    """Whether a reader of this state keeps the value, or a view of it, for its backward."""
-    return graph.loss is not None and any(node >= 0 and _node_keeps(graph, graph.nodes[node], operand) for node, operand in need.readers)
-
-
-def _node_keeps(graph: Graph, node: Node, operand: int) -> bool:
-    if not any(graph.values[output].needs_grad for output in node.outputs):
-        return False
-    if node.name in _VIEWS:
-        return any(_node_keeps(graph, reader, position) for output in node.outputs for reader, position in graph.consumers[output])
-    if node.name in _FACTORS:
-        first, second = _FACTORS[node.name]
-        other = {first: second, second: first}.get(operand)
-        return other is not None and other < len(node.inputs) and graph.values[node.inputs[other]].needs_grad
-    return operand not in _NOT_KEPT.get(node.name, frozenset())
-
-
-def step_collectives(assignment: Assignment, groups: Collection[GatherGroup]) -> Counts:
-    """How often each (kind, axes) of collective runs in one step, forward and backward: activations, parameters, inside ops."""
+def step_collectives(assignment: Assignment, groups: Collection[GatherGroup], recomputed: Collection[Segment] = ()) -> Counts:
+    """How often each (kind, axes) of collective runs in one step, forward and backward: activations, parameters, inside ops, and
+    what `recomputed` segments run again (`groups` must have been made with the same)."""
     counts = count_collectives(steps for r in redistributions(assignment) for steps in (r.forward, r.backward))
+    counts.update(collectives_again(assignment, recomputed))
     for group in groups:
         for rounds in (group.forward, group.again, group.backward):
             counts.update(collectives(rounds))  # type: ignore[arg-type]  # a bucket is named like a step

@@ -61,7 +61,7 @@ def rescale(plan: Plan, graph: Graph) -> Plan:
             execution_order=True,
         ),
         gather=_rewritten(plan.gather, _gatherable(graph, sizes.prefixes), sizes, lambda _, line: line),
-        recompute={pattern: _recompute(line, sizes.copies(pattern)) for pattern, line in plan.recompute.items()},
+        recompute={pattern: _recompute(line, pattern.rpartition(".")[0], sizes) for pattern, line in plan.recompute.items()},
     )
 
 
@@ -83,8 +83,10 @@ def _entry(entry: ReshardEntry, name: str, sizes: _Sizes, groups: _Groups) -> Re
     return replace(entry, from_=groups.at(name, entry.from_), to=groups.at(name, entry.to), for_=readers)
 
 
-def _recompute(line: RecomputeLine, copies: int) -> RecomputeLine:
-    return replace(line, blocks=min(copies, -(-line.blocks * copies // line.of)), of=copies)
+def _recompute(line: RecomputeLine, prefix: str, sizes: _Sizes) -> RecomputeLine:
+    """The copies whose twins recompute: what is gathered again for these is what the plan's `gather` lines say."""
+    copies = sizes.copies(prefix)
+    return replace(line, blocks=sum(sizes.there(prefix, index) < line.blocks for index in range(copies)), of=copies)
 
 
 def _gatherable(graph: Graph, prefixes: Collection[str]) -> list[str]:
@@ -150,9 +152,9 @@ class _Sizes:
         ranged = {re.split(r"\.\{\d", pattern)[0] for pattern in plan.params if ".{" in pattern}
         return cls(foldable_prefixes(find_blocks(graph)) | folded | ranged, old, new, _ratios(plan, graph))
 
-    def copies(self, pattern: str) -> int:
-        """How many copies of the block that `pattern` names the other graph has."""
-        return self.new.get(pattern.rpartition(".")[0], 1)
+    def copies(self, prefix: str) -> int:
+        """How many copies of the block under `prefix` the other graph has."""
+        return self.new.get(prefix, 1)
 
     def twin(self, name: str) -> str:
         """The name in the plan's own model that `name` stands for."""
@@ -160,9 +162,10 @@ class _Sizes:
         if block is None:
             return name
         prefix, _, index = block.rpartition(".")
-        return f"{prefix}.{self._there(prefix, int(index))}{name[len(block) :]}"
+        return f"{prefix}.{self.there(prefix, int(index))}{name[len(block) :]}"
 
-    def _there(self, prefix: str, index: int) -> int:
+    def there(self, prefix: str, index: int) -> int:
+        """The copy in the plan's own model that the copy `index` stands for."""
         new, old = self.new.get(prefix, 1), self.old.get(prefix, 1)
         return index if new == old or new < 2 else round(index * (old - 1) / (new - 1))
 
@@ -175,7 +178,7 @@ class _Sizes:
         rest = pattern[len(prefix) + 1 :].partition("/")
         tail = rest[0].partition(".")
         behind = (f".{tail[2]}" if tail[2] else "") + (f"/{rest[2]}" if rest[1] else "")
-        return tuple(name for i in range(self.new.get(prefix, 1)) if match(pattern, self.twin(name := f"{prefix}.{i}{behind}")))
+        return tuple(name for i in range(self.copies(prefix)) if match(pattern, self.twin(name := f"{prefix}.{i}{behind}")))
 
 
 def _place(name: str) -> tuple[str | None, int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import Bucket, GatherGroup, GatherMember
+from autoplan.assignment.recompute import nodes_again
 from autoplan.assignment.redistributions import redistributions, redistributions_of
 from autoplan.cost.communication import collective_seconds, step_seconds, steps_seconds
 from autoplan.cost.hardware import GIB, Hardware
@@ -92,11 +93,11 @@ def prediction(
 ) -> Prediction:
     """What a step of `assignment` costs each device, parameters travelling in `groups` (see `assignment.gathers`).
 
-    The segments `recomputed` run their forward once more in backward.
+    The segments `recomputed` run their forward once more in backward; `groups` must be those of the same segments.
     """
     compute_s, inside_s = _compute_seconds(assignment, hardware)
     recompute_s, moved_again_s = recompute_seconds(assignment, hardware, recomputed)
-    exposed_s = inside_s + activation_seconds(assignment, hardware) + parameter_seconds(assignment, groups, hardware, options, recomputed)
+    exposed_s = inside_s + activation_seconds(assignment, hardware) + parameter_seconds(assignment, groups, hardware, options)
     exposed_s += moved_again_s
     optimizer_s = sum(optimizer for _, optimizer in _parameter_states(assignment, hardware, options))
     host_s = host_seconds(assignment, groups, hardware, recomputed)
@@ -125,12 +126,13 @@ def recompute_seconds(assignment: Assignment, hardware: Hardware, recomputed: Se
     graph, mesh = assignment.graph, assignment.mesh
     compute_s = moved_s = 0.0
     for segment in recomputed:
-        for node in graph.nodes[segment.nodes.start : segment.nodes.stop]:
+        again = nodes_again(graph, segment)
+        for node in graph.nodes[again.start : again.stop]:
             cost = node_seconds(graph, node, assignment.strategies[node.id], mesh, hardware)
             compute_s += cost.forward_s
             moved_s += cost.inside_forward_s
         for value in redistributed_inside(graph, segment):
-            steps = [r.forward for r in redistributions_of(assignment, value) if any(node in segment.nodes for node, _ in r.readers)]
+            steps = [r.forward for r in redistributions_of(assignment, value) if r.readers[0][0] in again]
             moved_s += sum(steps_seconds(forward, graph.values[value].bytes, mesh, hardware) for forward in steps)
     return compute_s, moved_s
 
@@ -141,20 +143,13 @@ def activation_seconds(assignment: Assignment, hardware: Hardware) -> float:
     return sum(steps_seconds(r.forward + r.backward, graph.values[r.value].bytes, mesh, hardware) for r in redistributions(assignment))
 
 
-def parameter_seconds(
-    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, recomputed: Sequence[Segment] = ()
-) -> float:
-    """Seconds of gathering parameters (again in backward where the group says so) and of reducing their gradients.
-
-    A recomputed block gathers all of them again, also those that no backward needs.
-    """
+def parameter_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> float:
+    """Seconds of gathering parameters (again in backward where the group says so) and of reducing their gradients."""
     graph, mesh = assignment.graph, assignment.mesh
-    names = {segment.name for segment in recomputed}
     wide = 2 if options.precision == "bf16-master" else 1  # gradients are reduced in fp32
     seconds = 0.0
     for group in groups:
-        again = group.forward if group.name in names else group.again
-        for buckets, factor in ((group.forward, 1), (again if trains(options) else (), 1), (group.backward, wide)):
+        for buckets, factor in ((group.forward, 1), (group.again if trains(options) else (), 1), (group.backward, wide)):
             seconds += sum(_bucket_seconds(bucket, group.members, factor, graph, mesh, hardware) for bucket in buckets)
     return seconds
 
@@ -185,7 +180,7 @@ def host_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware
     An op takes `op_s` forward and backward; its forward alone is counted as a half.
     """
     moves = len(redistributions(assignment)) + sum(len(g.forward) + len(g.backward) + len(g.again) for g in groups)
-    ops = len(assignment.graph.nodes) + sum(len(segment.nodes) for segment in recomputed) / 2
+    ops = len(assignment.graph.nodes) + sum(len(nodes_again(assignment.graph, segment)) for segment in recomputed) / 2
     return ops * hardware.host.op_s + moves * hardware.host.redistribution_s
 
 

@@ -19,7 +19,7 @@ def collective_counts(plan: Plan) -> dict[str, int]:
     """How many collectives of each kind and axes one step runs, forward and backward: {"all-gather y": 64, ...}.
 
     Counted are those of `reshard`, inside `ops` and of `gather`, each times the count of its line. The forward of a
-    recomputed block counts once, as the file says it.
+    recomputed block counts once, as the file says it (`assignment.recompute.collectives_again` counts the second).
     """
     counts: Counter[str] = Counter()
     for entries in plan.reshard.values():

@@ -42,7 +42,7 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
     """The plan that decides `assignment` and recomputes some segments, with its predictions on the request's hardware."""
     graph = assignment.graph
     prefixes = foldable_prefixes(find_blocks(graph))
-    groups = gather_groups(assignment, prefixes)
+    groups = gather_groups(assignment, prefixes, recomputed=recomputed)
     decisions = encode(assignment, groups, prefixes)
     return Plan(
         model=_model(graph, facts),

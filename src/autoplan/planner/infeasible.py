@@ -22,7 +22,7 @@ def nothing_fits(start: Built, prices: Prices, limit_bytes: int) -> NoPlanFits:
     assert found is not None, "without limits everything fits"
     needed_bytes = found.solution.cost * start.problem.unit_bytes
     assignment = found.built.assignment(found.solution.choice)
-    groups = gather_groups(assignment, prices.prefixes)
+    groups = gather_groups(assignment, prices.prefixes, recomputed=found.built.recomputed)
     options = prices.options
     memory = predict(assignment, groups, prices.hardware, options, found.built.recomputed).memory_gib
     parts = sorted(((getattr(memory, f.name), f.name) for f in fields(memory) if f.name != "peak"), reverse=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from autoplan.assignment.recompute import nodes_again
 from autoplan.cost.moments import Moment, moments
 from autoplan.cost.savings import SavedMap, Savings
 from autoplan.graph.ir import Graph
@@ -39,7 +40,7 @@ class Scenario:
 
     @cached_property
     def _run_again(self) -> frozenset[int]:
-        return frozenset(node for segment in self.recomputed for node in segment.nodes)
+        return frozenset(node for segment in self.recomputed for node in nodes_again(self.graph, segment))
 
     def runs_again(self, nodes: Iterable[int]) -> int:
         """How many of the nodes run their forward again."""
@@ -51,7 +52,7 @@ class Scenario:
         found: Counter[int] = Counter()
         for segment in self.recomputed:
             for value in redistributed_inside(self.graph, segment):
-                found[value] += any(node.id in segment.nodes for node, _ in self.graph.consumers[value])
+                found[value] += any(node.id in self._run_again and node.id in segment.nodes for node, _ in self.graph.consumers[value])
         return found
 
     def nodes_kept(self, nodes: Sequence[int]) -> list[int]:

@@ -76,8 +76,8 @@ class Row:
 
     `ins` has one placement per operand, None for one whose values are not read (it lends shape, dtype or device).
     `local` names the local implementation where the plain op is not enough; `inside` lists the collectives it runs on
-    this axis, forward then backward: the last `inside_backward` of them. Operands in `whole` are replicated and get whole gradients though the row splits the
-    work (a collective inside adds them up).
+    this axis, forward and then backward the last `inside_backward` of them. Operands in `whole` are replicated and get
+    whole gradients though the row splits the work (a collective inside adds them up).
     """
 
     ins: tuple[Placement | None, ...]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from autoplan.assignment import Assignment
-from autoplan.assignment.gathers import GatherGroup
 from autoplan.collectives.process_group import ProcessGroupCollectives
 from autoplan.errors import PlanError, UsageError
 from autoplan.graph import graph_digest, input_leaves
@@ -28,7 +28,7 @@ from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
 from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_world
 from autoplan.runtime.inputs import as_dtensor, local_inputs
-from autoplan.runtime.prepare import STORED_DTYPE, Template, check_model, make_template, plan_digest, prepare
+from autoplan.runtime.prepare import STORED_DTYPE, Prepared, Template, check_model, make_template, plan_digest, prepare
 from autoplan.runtime.program import Program, build_program
 from autoplan.runtime.run import Run
 from autoplan.runtime.shards import local_part
@@ -56,27 +56,25 @@ def parallelize(
 def distribute(module: nn.Module, template: Template, device_mesh: DeviceMesh, dtype: torch.dtype) -> nn.Module:
     """`parallelize` of a module whose template is made: prepare, agree, place parameters and buffers, replace forward."""
     training = template.plan.options.mode == "train"
-    assignment, groups, note = prepare(template, training)
-    check_agreement({"plan": plan_digest(template.plan), "graph": graph_digest(assignment.graph), "torch": torch.__version__})
-    if note and dist.get_rank() == 0:
-        print(note, file=sys.stderr)
-    local = attach(module, assignment, groups, device_mesh, dtype)
+    prepared = prepare(template, training)
+    check_agreement({"plan": plan_digest(template.plan), "graph": graph_digest(prepared.assignment.graph), "torch": torch.__version__})
+    if prepared.note and dist.get_rank() == 0:
+        print(prepared.note, file=sys.stderr)
+    local = attach(module, prepared, device_mesh, dtype)
     local.template = template
     leaves = input_leaves(template.module.forward, template.args, template.kwargs)
     local.literals = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, Tensor)}
     return module
 
 
-def attach(
-    module: nn.Module, assignment: Assignment, groups: tuple[GatherGroup, ...], device_mesh: DeviceMesh, dtype: torch.dtype
-) -> LocalForward:
-    """Place a module's parameters and buffers as `assignment` says, and let its forward be the local program."""
+def attach(module: nn.Module, prepared: Prepared, device_mesh: DeviceMesh, dtype: torch.dtype) -> LocalForward:
+    """Place a module's parameters and buffers as the assignment says, and let its forward be the local program."""
     device = mesh_device(device_mesh)
-    mesh = assignment.mesh
+    mesh = prepared.assignment.mesh
     signature = module.forward
-    _place_parameters(module, assignment, device_mesh, device, dtype)
+    _place_parameters(module, prepared.assignment, device_mesh, device, dtype)
     _place_buffers(module, device)
-    local = LocalForward(assignment, groups, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, signature)
+    local = LocalForward(prepared, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, signature)
     cls = type(module)
     module.__class__ = type(f"Parallel{cls.__name__}", (_Parallel, cls), {"__module__": cls.__module__})
     module.__dict__["_autoplan"] = local
@@ -110,13 +108,12 @@ class _Parallel(nn.Module):
 class LocalForward:
     """Binds a call of the module to the local program of its mode: inputs, parameters and buffers in, outputs out.
 
-    `compiled` wraps the program's module, if set; `seed` and the count of training steps seed random ops.
+    `seed` and the count of training steps seed random ops.
     """
 
     def __init__(
         self,
-        assignment: Assignment,
-        groups: tuple[GatherGroup, ...],
+        prepared: Prepared,
         collectives: ProcessGroupCollectives,
         device_mesh: DeviceMesh,
         device: torch.device,
@@ -130,8 +127,8 @@ class LocalForward:
         self.seed = 0
         self.step = 0
         self.signature = signature
-        self.trains = assignment.graph.loss is not None
-        self._programs = {self.trains: self._bind(build_program(assignment, groups, device))}
+        self.trains = prepared.assignment.graph.loss is not None
+        self._programs = {self.trains: self._bind(prepared)}
 
     @property
     def program(self) -> Program:
@@ -139,8 +136,8 @@ class LocalForward:
         return self._programs[self.trains].program
 
     def compile(self, **options: Any) -> None:
-        """Run the local program through torch.compile; saved-tensor hooks do not pass it, so nothing is gathered again."""
-        self._programs[self.trains].compile(**options)
+        """Run the pieces of the plan's own mode through torch.compile, those that compute the same as one function."""
+        self.program.compile(**options)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return self.call_by_name(module, input_leaves(self.signature, args, kwargs))
@@ -163,7 +160,7 @@ class LocalForward:
         tensors.update(bound.constants)
         self.step += module.training
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph.loss is not None):
-            outputs = bound(Run(self.collectives, self.seed + self.step), tensors)
+            outputs = bound.program(Run(self.collectives, self.seed + self.step), tensors)
         _overwrite(buffers, dict(zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True)))
         return self._returned(bound.program, outputs[: len(graph.outputs)])
 
@@ -172,12 +169,12 @@ class LocalForward:
         mode = self.trains and module.training
         if mode not in self._programs:
             assert self.template is not None, "made from an assignment of one mode"
-            assignment, groups, _ = prepare(self.template, training=False)
-            self._programs[mode] = self._bind(build_program(assignment, groups, self.device))
+            self._programs[mode] = self._bind(prepare(self.template, training=False))
         return self._programs[mode]
 
-    def _bind(self, program: Program) -> _Bound:
-        assignment = program.assignment
+    def _bind(self, prepared: Prepared) -> _Bound:
+        assignment = prepared.assignment
+        program = build_program(assignment, prepared.groups, self.device, segments=prepared.segments, recomputed=prepared.recomputed)
         constants = {
             value: local_part(tensor, assignment.sources[value], assignment.mesh, self.collectives.coordinate).to(self.device)
             for value, tensor in program.graph.constants.items()
@@ -196,21 +193,12 @@ class LocalForward:
         return placed[0] if len(placed) == 1 else dict(zip(graph.output_names, placed, strict=True))
 
 
+@dataclass(frozen=True)
 class _Bound:
-    """A program with its constants on the device, compiled or not."""
+    """A program with its constants on the device."""
 
-    def __init__(self, program: Program, constants: dict[int, Tensor]) -> None:
-        self.program = program
-        self.constants = constants
-        self._compiled: Callable[..., Any] | None = None
-
-    def compile(self, **options: Any) -> None:
-        self._compiled = torch.compile(self.program.module, **({"dynamic": False} | options))  # sizes are the plan's
-
-    def __call__(self, run: Run, tensors: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
-        if self._compiled is None:
-            return self.program(run, tensors)
-        return self._compiled(run, *(tensors[value] for value in self.program.reads))
+    program: Program
+    constants: Mapping[int, Tensor]
 
 
 @torch.no_grad()

@@ -15,9 +15,11 @@ from autoplan.assignment import Assignment
 from autoplan.assignment.decode import decode
 from autoplan.assignment.encode import named
 from autoplan.assignment.gathers import GatherGroup, gather_groups
+from autoplan.assignment.recompute import recomputed_segments
 from autoplan.errors import PlanError, join_problems
-from autoplan.graph import Graph, capture, cast_module, graph_digest, model_digest
+from autoplan.graph import Graph, capture, cast_module, find_blocks, foldable_prefixes, graph_digest, model_digest
 from autoplan.graph.ir import Ref, map_refs
+from autoplan.graph.segments import Segment, find_segments
 from autoplan.plan.dump import dump_plan
 from autoplan.plan.match import match_params
 from autoplan.plan.patterns import match
@@ -88,7 +90,7 @@ def check_graph(graph: Graph, plan: Plan) -> str | None:
     return "note: the captured graph is not the planned one (another torch, or another forward); every decision still resolves"
 
 
-def groups_of(assignment: Assignment, plan: Plan) -> tuple[GatherGroup, ...]:
+def groups_of(assignment: Assignment, plan: Plan, recomputed: Sequence[Segment] = ()) -> tuple[GatherGroup, ...]:
     """The gather groups that the plan's `gather` lines say; raises PlanError where they list other collectives than it takes.
 
     A training plan's lines are not compared with what its graph in eval mode takes, which has no backward.
@@ -103,7 +105,7 @@ def groups_of(assignment: Assignment, plan: Plan) -> tuple[GatherGroup, ...]:
         found = line_of(name)
         return found is not None and found[1].regather
 
-    groups = gather_groups(assignment, prefixes, regather)
+    groups = gather_groups(assignment, prefixes, regather, recomputed)
     problems = []
     for group in groups if plan.options.mode == "infer" or assignment.graph.loss is not None else ():
         takes = (named(group.forward, assignment), named(group.again + group.backward, assignment))
@@ -124,17 +126,37 @@ def groups_of(assignment: Assignment, plan: Plan) -> tuple[GatherGroup, ...]:
     return groups
 
 
-def prepare(template: Template, training: bool) -> tuple[Assignment, tuple[GatherGroup, ...], str | None]:
-    """The assignment of the template's plan, its gather groups, and a note to print; raises PlanError."""
+@dataclass(frozen=True)
+class Prepared:
+    """All that a program is built from: decisions, gather groups, the copies of blocks and the names of those that recompute.
+
+    `note` is to be printed, if there is one.
+    """
+
+    assignment: Assignment
+    groups: tuple[GatherGroup, ...]
+    segments: tuple[Segment, ...]
+    recomputed: frozenset[str]
+    note: str | None = None
+
+
+def prepare(template: Template, training: bool) -> Prepared:
+    """What the template's plan says for its graph; nothing recomputes in eval mode. Raises PlanError."""
     plan = template.plan
-    if plan.recompute:
-        raise PlanError(
-            "this runtime does not recompute blocks yet", where=plan.provenance.where("recompute"), next_step="plan again without recompute"
-        )
     graph = template.captured(training)
-    assignment = decode(plan if graph.loss is not None or plan.options.mode == "infer" else in_eval_mode(plan, graph), graph)
+    records = graph.loss is not None
+    assignment = decode(plan if records or plan.options.mode == "infer" else in_eval_mode(plan, graph), graph)
+    segments = segments_of(graph, plan)
+    recomputed = recomputed_segments(plan, segments) if records else frozenset()
+    groups = groups_of(assignment, plan, [segment for segment in segments if segment.name in recomputed])
     note = check_graph(graph, plan) if training and template.rewrite is None else None
-    return assignment, groups_of(assignment, plan), note
+    return Prepared(assignment, groups, segments, recomputed, note)
+
+
+def segments_of(graph: Graph, plan: Plan) -> tuple[Segment, ...]:
+    """The copies of blocks: of those that the graph repeats, and of those that the plan speaks of, be there only one."""
+    spoken_of = [key for key, line in plan.gather.items() if line.group == "block"] + list(plan.recompute)
+    return find_segments(graph, foldable_prefixes(find_blocks(graph)).union(key.rpartition(".")[0] for key in spoken_of))
 
 
 _KEEPING_STATISTICS = frozenset({"aten.batch_norm", "aten.instance_norm"})

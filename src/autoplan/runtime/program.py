@@ -1,6 +1,7 @@
 """An assignment as a program over local tensors: what one rank runs, the same on every rank.
 
-It is a `torch.fx.GraphModule`: the plain op on local tensors for every node, a part for every redistribution, gather group
+It is a `torch.fx.GraphModule` that calls the pieces (see `pieces`) in order, with the gather groups and redistributions that are
+no piece's own between them. In a piece the plain op on local tensors stands for every node, a part for every redistribution
 and local implementation. Collectives come with the `Run` that is its first argument, so that one program serves processes
 and simulated ranks alike.
 """
@@ -10,8 +11,7 @@ from __future__ import annotations
 import keyword
 import operator
 import re
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,18 @@ from torch import Tensor, fx, nn
 
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup
+from autoplan.assignment.recompute import nodes_again
 from autoplan.assignment.redistributions import Redistribution, redistributions_of
-from autoplan.collectives.redistribute import redistribute_by
+from autoplan.graph import find_blocks, foldable_prefixes
 from autoplan.graph.interpret import on_device
 from autoplan.graph.ir import Graph, Node, map_refs
 from autoplan.graph.ops import resolve
-from autoplan.placement import Mesh, Placements, forward_of
-from autoplan.redistribution import transition
-from autoplan.rules import LocalOp, call_of, localize, rule_of
+from autoplan.graph.segments import Segment, find_segments
+from autoplan.placement import Placements, forward_of, local_shape
+from autoplan.rules import LocalOp, call_of, localize
 from autoplan.runtime.parameters import Gather
+from autoplan.runtime.parts import LocalImplementation, Redistribute, Written, states
+from autoplan.runtime.pieces import Function, Piece, PieceGraph, Span, overwritten_buffers, spans
 from autoplan.runtime.regather import Regathering
 from autoplan.runtime.run import Run
 
@@ -37,12 +40,14 @@ from autoplan.runtime.run import Run
 class Program:
     """What each rank runs: `module(run, *tensors)` with the local tensors of `reads`, in that order.
 
-    It returns the local tensors of the graph's outputs, then the new values of the buffers in `mutated`.
+    It returns the local tensors of the graph's outputs, then the new values of the buffers in `mutated`. `functions` are those of
+    the pieces, each once.
     """
 
     assignment: Assignment
     groups: tuple[GatherGroup, ...]
     module: fx.GraphModule
+    functions: tuple[Function, ...]
     reads: tuple[int, ...]
     mutated: tuple[str, ...]
 
@@ -50,6 +55,11 @@ class Program:
     def graph(self) -> Graph:
         """The graph it runs."""
         return self.assignment.graph
+
+    def compile(self, **options: Any) -> None:
+        """Run every function through torch.compile; what is between the pieces stays eager."""
+        for function in self.functions:
+            function.compile(**options)
 
     def __call__(self, run: Run, tensors: Mapping[int, Tensor]) -> tuple[Tensor, ...]:
         """The outputs for the local tensors of inputs, stored parameters, buffers and constants, by value number."""
@@ -61,69 +71,26 @@ class Program:
             return self.module(run, *arguments)
 
 
-def build_program(assignment: Assignment, groups: Sequence[GatherGroup], device: torch.device | str) -> Program:
-    """The program of `assignment` for a rank with `device`; `groups` as `assignment.gathers.gather_groups` found them."""
-    return _Builder(assignment, tuple(groups), torch.device(device)).build()
+def build_program(
+    assignment: Assignment,
+    groups: Sequence[GatherGroup],
+    device: torch.device | str,
+    *,
+    segments: Sequence[Segment] | None = None,
+    recomputed: Collection[str] = (),
+) -> Program:
+    """The program of `assignment` for a rank with `device`; `groups` as `assignment.gathers.gather_groups` found them.
+
+    `segments` are the copies of blocks at which it is cut (default: all that the graph has), `recomputed` the names of those
+    that run again in backward.
+    """
+    if segments is None:
+        segments = find_segments(assignment.graph, foldable_prefixes(find_blocks(assignment.graph)))
+    return _ProgramBuilder(assignment, tuple(groups), torch.device(device)).build(spans(assignment.graph, segments), recomputed)
 
 
-class Redistribute(nn.Module):
-    """A value in another state; `shared` is the result of another state with the same placements, if there is one."""
-
-    def __init__(self, produced: Placements, needed: Placements, mesh: Mesh) -> None:
-        super().__init__()
-        self.states = f"{_states(produced)} -> {_states(needed)}"
-        self.steps = transition(produced, needed, mesh, needs_grad=True)
-
-    def forward(self, run: Run, tensor: Tensor, shared: Tensor | None = None) -> Tensor:
-        return redistribute_by(tensor, *self.steps, run.group, shared)
-
-    def extra_repr(self) -> str:
-        return self.states
-
-
-class LocalImplementation(nn.Module):
-    """An op whose local form talks to other ranks, or draws random numbers that all ranks must know of."""
-
-    def __init__(self, op: LocalOp, node: int) -> None:
-        super().__init__()
-        self.op = op
-        self.node = node
-
-    def forward(self, run: Run, *operands: Tensor) -> Any:
-        return self.op.run(operands, run.group, lambda: run.node_seed(self.node))
-
-
-_DEFAULT_GENERATOR = threading.Lock()  # simulated ranks share it
-
-
-class SameRandom(nn.Module):
-    """A random op without a rule, replicated: every rank must draw the same numbers."""
-
-    def __init__(self, op: LocalOp, node: int) -> None:
-        super().__init__()
-        self.op = op
-        self.node = node
-
-    def forward(self, run: Run, *operands: Tensor) -> Any:
-        devices = list({tensor.device for tensor in operands if tensor.is_cuda})
-        with _DEFAULT_GENERATOR, torch.random.fork_rng(devices):
-            torch.manual_seed(run.node_seed(self.node))
-            return self.op.run(operands, run.group)
-
-
-class Written(nn.Module):
-    """A plain op that writes to arguments: they are copied, and the copies are its further outputs."""
-
-    def __init__(self, op: LocalOp) -> None:
-        super().__init__()
-        self.op = op
-
-    def forward(self, run: Run, *operands: Tensor) -> Any:
-        return self.op.run(operands, run.group)
-
-
-class _Builder:
-    """The fx graph while it grows: `made` has the fx node of every (value, state) that is there."""
+class _ProgramBuilder:
+    """The program while it grows: `made` has the fx node of every (value, state) that is there outside of pieces."""
 
     def __init__(self, assignment: Assignment, groups: tuple[GatherGroup, ...], device: torch.device) -> None:
         self.assignment = assignment
@@ -133,6 +100,7 @@ class _Builder:
         self.fx = fx.Graph()
         self.root = nn.Module()
         self.made: dict[tuple[int, Placements], fx.Node] = {}
+        self.pieces: dict[tuple[int, Placements], _PieceBuilder] = {}  # which one made it
         self.planned: dict[tuple[int, Placements], Redistribution] = {
             (r.value, r.state): r
             for value in self.graph.values
@@ -140,94 +108,84 @@ class _Builder:
             for r in redistributions_of(assignment, value.id)
         }
         self.group_of = {(member.value, member.state): group for group in groups for member in group.members}
-        self.names: set[str] = set()
         self.dtype_of = {p.value: getattr(torch, self.graph.values[p.value].dtype) for p in self.graph.parameters}
+        self.names = _Names()
 
-    def build(self) -> Program:
+    def build(self, spans: Sequence[Span], recomputed: Collection[str]) -> Program:
         self.run = self.fx.placeholder("run")
-        reads = tuple(value.id for value in self.graph.values if value.kind != "op" and self._is_read(value.id))
+        reads = tuple(value.id for value in self.graph.values if value.kind != "op" and self.is_read(value.id))
         for value in reads:
-            self.made[value, self.assignment.produced[value]] = self.fx.placeholder(self._name(self.graph.values[value].address))
-        for node in self.graph.nodes:
-            self._node(node)
-        outputs = [self._in_state(value, state) for value, state in zip(self.graph.outputs, self.assignment.outputs, strict=True)]
-        mutated = [self._in_state(value, self._place_of(fqn)) for fqn, value in self.graph.mutations.items()]
+            self.made[value, self.assignment.produced[value]] = self.fx.placeholder(self.names.new(self.graph.values[value].address))
+        pieces = []
+        for span in spans:
+            again = nodes_again(self.graph, span.segment) if span.segment and span.segment.name in recomputed else range(0)
+            piece = _PieceBuilder(self, span, again).build()
+            self.pieces.update(dict.fromkeys(piece.made, piece))
+            pieces.append(piece)
+        outputs = [self.in_state(value, state) for value, state in zip(self.graph.outputs, self.assignment.outputs, strict=True)]
+        mutated = [self.in_state(value, self._place_of(fqn)) for fqn, value in self.graph.mutations.items()]
         self.fx.output((*outputs, *mutated))
+        functions: dict[object, Function] = {}
+        for piece in pieces:
+            self.root.add_module(piece.name, piece.finish(functions))
         module = fx.GraphModule(self.root, self.fx, "LocalProgram")
-        return Program(self.assignment, self.groups, module, reads, tuple(self.graph.mutations))
+        return Program(self.assignment, self.groups, module, tuple(functions.values()), reads, tuple(self.graph.mutations))
 
-    def _is_read(self, value: int) -> bool:
+    def is_read(self, value: int) -> bool:
         return bool(self.graph.consumers[value]) or value in self.graph.outputs or value in self.graph.mutations.values()
 
-    def _node(self, node: Node) -> None:
-        strategy = self.assignment.strategies[node.id]
-        op = localize(call_of(self.graph, node), strategy, self.assignment.mesh, self.device)
-        operands = [
-            self._any_state(value) if state is None else self._in_state(value, state)
-            for value, state in zip(node.inputs, strategy.needs, strict=True)
-        ]
-        part = self._part(op, node)
-        if part is None:
-            arguments = map_refs((op.args, dict(op.kwargs)), lambda ref: operands[ref.value])
-            args, kwargs = on_device(arguments, self.device)
-            result = self.fx.create_node("call_function", op.target, args, kwargs, self._name(node.address))
-        else:
-            result = self._call(self._name(node.address), part, *operands)
-        if len(node.outputs) == 1 and not _returns_several(node):
-            self.made[node.outputs[0], strategy.makes[0]] = result
-            return
-        for index, (value, state) in enumerate(zip(node.outputs, strategy.makes, strict=True)):
-            if self._is_read(value):
-                self.made[value, state] = self._item(result, index)
+    def in_state(self, value: int, state: Placements) -> fx.Node:
+        """The fx node of a value in a state outside of pieces, made right here if this is its first reader."""
+        if (value, state) not in self.made:
+            self.made[value, state] = self._make(value, state)
+        return self.made[value, state]
 
-    def _part(self, op: LocalOp, node: Node) -> nn.Module | None:
-        """The module that runs a node, None where the plain op does."""
-        if not op.is_plain:
-            return LocalImplementation(op, node.id)
-        target = resolve(node.op)
-        if op.written:
-            return Written(op)
-        if torch.Tag.nondeterministic_seeded in target.tags and rule_of(node.op) is None and self.assignment.mesh.size > 1:
-            return SameRandom(op, node.id)
-        return None
+    def any_state(self, value: int) -> tuple[int, Placements]:
+        """A state in which a value is there."""
+        return next(pair for pair in (*self.made, *self.pieces) if pair[0] == value)
 
-    def _in_state(self, value: int, state: Placements) -> fx.Node:
-        """The fx node of a value in a state, made right here if this is its first reader."""
-        if (value, state) in self.made:
-            return self.made[value, state]
+    def call_piece(self, name: str, inputs: Sequence[fx.Node]) -> fx.Node:
+        return self.fx.create_node("call_module", name, (self.run, *inputs), {}, name)
+
+    def copied(self, node: fx.Node) -> fx.Node:
+        """A copy of a tensor that will be overwritten."""
+        return self.fx.call_function(torch.ops.aten.clone.default, (node,))
+
+    def _make(self, value: int, state: Placements) -> fx.Node:
+        piece = self.pieces.get((value, state))
+        if piece is not None:
+            with self.fx.inserting_after(piece.call):
+                return self._item(piece.call, piece.output(value, state))
         if self.graph.values[value].kind == "parameter":
             return self._parameter(value, state)
         produced = self.assignment.produced[value]
-        source = self.made[value, produced]
+        source = self.in_state(value, produced)
         planned = self.planned.get((value, state))
         if planned is None:
-            self.made[value, state] = source
             return source
-        shared = () if planned.shares is None else (self._in_state(value, planned.shares),)
-        name = f"{self.graph.values[value].address}_as_{_states(state)}"
-        self.made[value, state] = made = self._call(self._name(name), Redistribute(produced, state, self.assignment.mesh), source, *shared)
-        return made
+        shared = () if planned.shares is None else (self.in_state(value, planned.shares),)
+        name = self.names.new(f"{self.graph.values[value].address}_as_{states(state)}")
+        return self._call(name, Redistribute(produced, state, self.assignment.mesh), source, *shared)
 
     def _parameter(self, value: int, state: Placements) -> fx.Node:
         group = self.group_of.get((value, state))
         if group is None:
-            assert forward_of(state) == forward_of(self.assignment.produced[value]), "a gather group is missing"
-            cast = self.fx.call_function(torch.ops.aten.to.dtype, (self.made[value, self.assignment.produced[value]], self.dtype_of[value]))
-            self.made[value, state] = cast
-            return cast
+            return self.fx.call_function(torch.ops.aten.to.dtype, (self.in_state(*self.stored(value, state)), self.dtype_of[value]))
         part = Gather(group)
         stored = [self.made[parameter, self.assignment.produced[parameter]] for parameter in part.values]
-        gathered = self._call(self._name(f"gather_{group.name}"), part, *stored)
+        gathered = self._call(self.names.new(f"gather_{group.name}"), part, *stored)
         for index, member in enumerate(group.members):
             self.made[member.value, member.state] = self._item(gathered, index)
         return self.made[value, state]
 
+    def stored(self, value: int, state: Placements) -> tuple[int, Placements]:
+        """A parameter that is used as it is stored."""
+        produced = self.assignment.produced[value]
+        assert forward_of(state) == forward_of(produced), "a gather group is missing"
+        return value, produced
+
     def _place_of(self, buffer: str) -> Placements:
         return self.assignment.sources[self.graph.buffers[buffer]]
-
-    def _any_state(self, value: int) -> fx.Node:
-        """A value whose shape alone is read: whichever local tensor is there."""
-        return next(node for (other, _), node in self.made.items() if other == value)
 
     def _call(self, name: str, part: nn.Module, *tensors: fx.Node) -> fx.Node:
         self.root.add_module(name, part)
@@ -236,15 +194,132 @@ class _Builder:
     def _item(self, node: fx.Node, index: int) -> fx.Node:
         return self.fx.call_function(operator.getitem, (node, index))
 
+
+class _PieceBuilder:
+    """One piece while it grows: `made` has the fx node of every (value, state) that came to be in it."""
+
+    def __init__(self, program: _ProgramBuilder, span: Span, again: range) -> None:
+        self.program = program
+        self.span = span
+        self.again = again
+        self.assignment = program.assignment
+        self.graph = program.graph
+        self.name = program.names.new(span.name)
+        self.piece = PieceGraph()
+        self.made: dict[tuple[int, Placements], fx.Node] = {}
+        self.arrived: dict[tuple[int, Placements], fx.Node] = {}
+        self.names = _Names()
+        self.values = {value for node in span.nodes for value in self.graph.nodes[node].outputs}
+        self.overwritten = overwritten_buffers(self.graph) if again else ()
+        self.until: int | None = None
+
+    def build(self) -> _PieceBuilder:
+        for node in self.span.nodes:
+            self._node(self.graph.nodes[node])
+            if node + 1 == self.again.stop:
+                self.until = self.piece.mark()
+        self.call = self.program.call_piece(self.name, tuple(self.piece.inputs))
+        return self
+
+    def output(self, value: int, state: Placements) -> int:
+        """The position of what it made among its outputs."""
+        return self.piece.output(self.made[value, state])
+
+    def finish(self, functions: dict[object, Function]) -> Piece:
+        """The finished piece; `functions` are those of the others."""
+        return Piece(self.piece.finish("".join(map(str.capitalize, self.name.split("_"))), self.until, functions), self.span.nodes.start)
+
+    def _node(self, node: Node) -> None:
+        strategy = self.assignment.strategies[node.id]
+        op = localize(call_of(self.graph, node), strategy, self.assignment.mesh, self.program.device)
+        operands = [
+            self._any_state(value) if state is None else self._in_state(value, state)
+            for value, state in zip(node.inputs, strategy.needs, strict=True)
+        ]
+        part = self._part(op, node)
+        if part is None:
+            arguments = map_refs((op.args, dict(op.kwargs)), lambda ref: operands[ref.value])
+            result = self.piece.op(op.target, *on_device(arguments, self.program.device), self._name(node.address))
+        else:
+            result = self.piece.part(self._name(node.address), part, operands)
+        if len(node.outputs) == 1 and not _returns_several(node):
+            self.made[node.outputs[0], strategy.makes[0]] = result
+            return
+        for index, (value, state) in enumerate(zip(node.outputs, strategy.makes, strict=True)):
+            if self.program.is_read(value):
+                self.made[value, state] = self.piece.op(operator.getitem, (result, index), {})
+
+    def _part(self, op: LocalOp, node: Node) -> nn.Module | None:
+        """The module that runs a node, None where the plain op does."""
+        if not op.is_plain:
+            return LocalImplementation(op, node.id - self.span.nodes.start)
+        return Written(op) if op.written else None
+
+    def _in_state(self, value: int, state: Placements) -> fx.Node:
+        """The fx node of a value in a state, made right here if this is its first reader and it is the piece's to make."""
+        if (value, state) in self.made:
+            return self.made[value, state]
+        if self.graph.values[value].kind == "parameter":
+            return self._parameter(value, state)
+        produced = self.assignment.produced[value]
+        if (value, state) in self.program.made or state == produced or not self._is_own(value):
+            return self._input(value, state)
+        source = self._in_state(value, produced)
+        planned = self.program.planned.get((value, state))
+        if planned is None:
+            return source
+        shared = () if planned.shares is None else (self._in_state(value, planned.shares),)
+        part = Redistribute(produced, state, self.assignment.mesh)
+        name = self._name(f"{self.graph.values[value].address}_as_{states(state)}")
+        self.made[value, state] = made = self.piece.part(name, part, (source, *shared))
+        return made
+
+    def _is_own(self, value: int) -> bool:
+        """Whether the piece redistributes this value: one that it makes or that nobody else reads, and between blocks any."""
+        return self.span.segment is None or value in self.values or value in self.span.segment.own_inputs
+
+    def _parameter(self, value: int, state: Placements) -> fx.Node:
+        if (value, state) in self.program.group_of:
+            return self._input(value, state)
+        stored = self._input(*self.program.stored(value, state))
+        self.made[value, state] = made = self.piece.op(torch.ops.aten.to.dtype, (stored, self.program.dtype_of[value]), {})
+        return made
+
+    def _input(self, value: int, state: Placements) -> fx.Node:
+        """The argument by which a value arrives."""
+        if (value, state) not in self.arrived:
+            found = self.graph.values[value]
+            source = self.program.in_state(value, state)
+            if value in self.overwritten:
+                source = self.program.copied(source)
+            key = (found.kind, local_shape(found.shape, forward_of(state), self.assignment.mesh), found.dtype, found.needs_grad)
+            self.arrived[value, state] = self.piece.input(source, self._name(found.address), key)
+        return self.arrived[value, state]
+
+    def _any_state(self, value: int) -> fx.Node:
+        """A value whose shape alone is read: whichever local tensor is there."""
+        here = next((node for (other, _), node in self.made.items() if other == value), None)
+        return here or self._input(*self.program.any_state(value))
+
     def _name(self, text: str) -> str:
-        """`text` as an identifier that no other part of the program has."""
+        return self.names.new(text)
+
+
+class _Names:
+    """Identifiers that no other part of a program has."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set(dir(nn.Module())) | {"run", "local"}
+
+    def new(self, text: str) -> str:
+        """`text` as an identifier that was not given before."""
         name = re.sub(r"\W+", "_", text).strip("_") or "value"
         name = f"_{name}" if name[0].isdigit() or keyword.iskeyword(name) else name
         unique, count = name, 0
-        while hasattr(self.root, unique) or unique in self.names:
+        while unique in self._taken:
             count += 1
             unique = f"{name}_{count}"
-        self.names.add(unique)
+        self._taken.add(unique)
         return unique
 
 
@@ -252,7 +327,3 @@ def _returns_several(node: Node) -> bool:
     """Whether the op gives a tuple or a list, be it of one tensor."""
     returns = resolve(node.op)._schema.returns
     return len(returns) != 1 or "[]" in str(returns[0].type) or str(returns[0].type).startswith("List")
-
-
-def _states(placements: Placements) -> str:
-    return "_".join(str(p).replace("(", "").replace(")", "").replace(",", "g") for p in placements)

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the target, over the plan's own")
     parser.add_argument("--rules", metavar="FILE|MODULE", help="registers rules for ops of your own, if not where the plan says")
     parser.add_argument("--steps", type=int, default=10, help="how many steps to run (default 10)")
-    parser.add_argument("--compile", action="store_true", help="run the local program through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="run the local program's pieces through torch.compile")
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
     parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4)")
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> None:
         initialize(module, options.seed)
     module.train(plan.options.mode == "train")
     if options.compile:
-        _compile(module)
+        local_forward(module).compile()
     optimizer = _optimizer(module, plan, options.lr)
     done = checkpoint.resume(options.checkpoint, module, optimizer) if options.checkpoint else 0
     if done:
@@ -158,12 +158,6 @@ def _start(plan: Plan) -> DeviceMesh:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return init_device_mesh(kind, plan.mesh.shape, mesh_dim_names=plan.mesh.names)
-
-
-def _compile(module: nn.Module) -> None:
-    if any(group.regather for group in local_forward(module).program.groups):
-        _say("note: compiled, gathered parameters are kept from forward to backward; the plan gathers them again")
-    local_forward(module).compile()
 
 
 def _optimizer(module: nn.Module, plan: Plan, lr: float) -> Optimizer | None:

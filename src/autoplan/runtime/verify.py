@@ -22,9 +22,11 @@ from torch.distributed.tensor import DTensor
 
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup, gather_groups, step_collectives
+from autoplan.assignment.recompute import collectives_again
 from autoplan.assignment.redistributions import Counts
 from autoplan.collectives import Collectives, SimulatedCollectives, run_simulated, run_steps
 from autoplan.graph import Graph, find_blocks, foldable_prefixes, input_leaves, tensors_of
+from autoplan.graph.segments import Segment
 from autoplan.graph.trees import leaf_paths
 from autoplan.load import Built
 from autoplan.placement import Mesh, Placements, R, forward_of
@@ -32,9 +34,9 @@ from autoplan.plan.schema import Plan
 from autoplan.plan.summary import collective_counts
 from autoplan.redistribution import lower
 from autoplan.runtime.observe import Observer
-from autoplan.runtime.parallelize import LocalForward, attach, distribute, local_forward
+from autoplan.runtime.parallelize import LocalForward, distribute, local_forward
 from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.prepare import Template, make_template, prepare
+from autoplan.runtime.prepare import Prepared, Template, make_template, prepare
 from autoplan.runtime.program import Program, build_program
 from autoplan.runtime.run import Run
 from autoplan.runtime.shards import local_part
@@ -152,13 +154,15 @@ def verify(
     """
     build = InPrecision(build, dtype)
     template = verification_template(build(), plan, dtype)
-    assignment, groups, _ = prepare(template, plan.options.mode == "train")
+    prepared = prepare(template, plan.options.mode == "train")
+    assignment = prepared.assignment
     reference = reference_run(build(), assignment.graph)
     if plan.mesh.size <= MAX_PROCESSES:
         results = _in_processes(pool, plan.mesh.size, rank_of_plan, build, plan, dtype)
     else:
-        results = simulated_run(build(), build_program(assignment, groups, "cpu"))
-    found = compare(reference, results, assignment, collective_counts(plan))
+        program = build_program(assignment, prepared.groups, "cpu", segments=prepared.segments, recomputed=prepared.recomputed)
+        results = simulated_run(build(), program)
+    found = compare(reference, results, assignment, planned_collectives(plan, prepared))
     good = sum(_random_ok(build, reference, other) for other in random_assignments)
     return replace(found, random_run=len(random_assignments), random_ok=good, dtype=str(dtype).removeprefix("torch."))
 
@@ -208,14 +212,6 @@ def rank_of_plan(build: Build, plan: Plan, dtype: torch.dtype) -> RankResult:
     mesh = init_device_mesh("cpu", plan.mesh.shape, mesh_dim_names=plan.mesh.names)
     template = verification_template(model, plan, dtype)
     return _process_step(distribute(model.module, template, mesh, dtype), model)
-
-
-def rank_of_assignment(build: Build, assignment: Assignment, groups: tuple[GatherGroup, ...], dtype: torch.dtype) -> RankResult:
-    """One rank's step by an assignment that has no plan."""
-    model = build()
-    mesh = init_device_mesh("cpu", assignment.mesh.shape, mesh_dim_names=assignment.mesh.names)
-    attach(model.module, assignment, groups, mesh, dtype)
-    return _process_step(model.module, model)
 
 
 def _process_step(module: nn.Module, model: Built) -> RankResult:
@@ -314,6 +310,13 @@ def compare(reference: Reference, results: Sequence[RankResult], assignment: Ass
     )
 
 
+def planned_collectives(plan: Plan, prepared: Prepared) -> dict[str, int]:
+    """The collectives that the plan lists, and those that its recomputed blocks run again."""
+    recomputed = [segment for segment in prepared.segments if segment.name in prepared.recomputed]
+    again = named_counts(collectives_again(prepared.assignment, recomputed), prepared.assignment.mesh)
+    return dict(sorted((Counter(collective_counts(plan)) + Counter(again)).items()))
+
+
 def named_counts(counts: Counts, mesh: Mesh) -> dict[str, int]:
     """Counts as `{"all-gather x,y": 3}`, sorted, without zeros."""
     named = {f"{kind} {','.join(mesh.names[axis] for axis in axes)}": count for (kind, axes), count in counts.items() if count}
@@ -393,17 +396,25 @@ def _split_fraction(reference: Reference, results: Sequence[RankResult], mesh: M
 
 
 def verify_assignment(
-    build: Build, assignment: Assignment, groups: tuple[GatherGroup, ...], dtype: torch.dtype = torch.float32
+    build: Build,
+    assignment: Assignment,
+    groups: tuple[GatherGroup, ...],
+    dtype: torch.dtype = torch.float32,
+    *,
+    recomputed: Sequence[Segment] = (),
 ) -> Verification:
     """Decisions without a plan against one device, ranks simulated; the collectives are compared with those computed."""
     build = InPrecision(build, dtype)
     reference = reference_run(build(), assignment.graph)
-    return _against(build, reference, assignment, groups)
+    return _against(build, reference, assignment, groups, recomputed)
 
 
-def _against(build: Build, reference: Reference, assignment: Assignment, groups: tuple[GatherGroup, ...]) -> Verification:
-    planned = named_counts(step_collectives(assignment, groups), assignment.mesh)
-    return compare(reference, simulated_run(build(), build_program(assignment, groups, "cpu")), assignment, planned)
+def _against(
+    build: Build, reference: Reference, assignment: Assignment, groups: tuple[GatherGroup, ...], recomputed: Sequence[Segment] = ()
+) -> Verification:
+    planned = named_counts(step_collectives(assignment, groups, recomputed), assignment.mesh)
+    program = build_program(assignment, groups, "cpu", recomputed={segment.name for segment in recomputed})
+    return compare(reference, simulated_run(build(), program), assignment, planned)
 
 
 def _in_processes(pool: WorkerPool | None, size: int, job: Callable[..., RankResult], *args: Any) -> list[RankResult]:
