@@ -71,16 +71,16 @@ def test_recomputed_layers_keep_what_they_read(again: int) -> None:
         module(*(torch.zeros(a.shape, dtype=a.dtype) for a in args))
     by_torch = sum(x.untyped_storage().nbytes() for where, x in kept.items() if where not in resident)
     norms = 1 + 2 * (len(segments) - again)  # as in the test above, which say twice what they keep
-    said = activation_bytes(replicated(graph, parse_mesh("1")), moments(graph, segments[:again])[0])
+    said = activation_bytes(replicated(graph, parse_mesh("1")), moments(graph, segments, segments[:again])[0])
     assert said == pytest.approx(by_torch - norms * 4 * 16 * 32 * 4, rel=0.01)
 
 
 def test_at_the_backward_of_a_recomputed_layer_its_activations_are_there_and_later_ones_gone() -> None:
     graph = captured(llama, TINY_LLAMA, torch.float32)
     first, second = find_segments(graph, ("layers",))
-    begin, at_second, at_first = moments(graph, (first, second))
+    begin, at_first, at_second = moments(graph, (first, second), (first, second))
     assignment = replicated(graph, parse_mesh("1"))
-    whole, none, held = (activation_bytes(assignment, m) for m in (moments(graph, ())[0], begin, at_second))
+    whole, none, held = (activation_bytes(assignment, m) for m in (moments(graph, (first, second))[0], begin, at_second))
     between = 4 * 16 * 32 * 4  # what a layer reads: [4, 16, 32] fp32
     tokens = 4 * 16 * 8  # which the embedding keeps
     layer = activation_bytes(assignment, at_first) - tokens

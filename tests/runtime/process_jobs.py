@@ -18,11 +18,12 @@ from autoplan.plan.schema import Plan
 from autoplan.runtime import checkpoint
 from autoplan.runtime.inputs import to_torch
 from autoplan.runtime.parallelize import local_forward
+from autoplan.runtime.verify import worker_mesh
 from autoplan.runtime.weights import initialize
 
 
 def mesh_of_plan(plan: Plan) -> DeviceMesh:
-    return init_device_mesh("cpu", plan.mesh.shape, mesh_dim_names=plan.mesh.names)
+    return worker_mesh(plan.mesh)
 
 
 def parallel(build: Seeded, plan: Plan) -> tuple[nn.Module, Built, DeviceMesh]:

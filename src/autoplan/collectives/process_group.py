@@ -21,7 +21,7 @@ class ProcessGroupCollectives:
         assert mesh.size == dist.get_world_size()
         self.mesh = mesh
         self.coordinate = mesh.coordinate(dist.get_rank())
-        self.groups = {axes: _make_group(mesh, axes) for axes in sorted(set(groups))}
+        self.groups = {axes: _group(mesh, axes) for axes in sorted(set(groups))}
         self.names = {axes: group.group_name for axes, group in self.groups.items()}  # what the ops take
 
     @property
@@ -45,6 +45,20 @@ class ProcessGroupCollectives:
 
     def exchange(self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], axes: tuple[int, ...]) -> Tensor:
         return _ops.wait_tensor(_ops.all_to_all_single(tensor, list(receive), list(send), self.names[axes]))
+
+
+_groups: tuple[object, dict[tuple[tuple[int, ...], tuple[int, ...]], dist.ProcessGroup]] = (None, {})  # of one world
+
+
+def _group(mesh: Mesh, axes: tuple[int, ...]) -> dist.ProcessGroup:
+    """The group over `axes`, made once: a group has threads (gloo) or buffers (NCCL) until the process ends."""
+    global _groups
+    if _groups[0] is not dist.group.WORLD:
+        _groups = (dist.group.WORLD, {})
+    made = _groups[1]
+    if (mesh.shape, axes) not in made:
+        made[mesh.shape, axes] = _make_group(mesh, axes)
+    return made[mesh.shape, axes]
 
 
 def _make_group(mesh: Mesh, axes: tuple[int, ...]) -> dist.ProcessGroup:

@@ -2,7 +2,7 @@
 
 Activations go and gradients come as backward goes down through the graph, both in equal steps from copy to copy of a block.
 So between two of these moments memory changes evenly, and is greatest at one of them: where backward begins, where it
-reaches the last copy that computes its activations again, where it reaches the first, and at the optimizer step.
+reaches the last copy that computes its activations again, where it reaches the first copy, and at the optimizer step.
 """
 
 from __future__ import annotations
@@ -45,16 +45,15 @@ class Moment:
         return any(node.id >= self.until for node, _ in graph.consumers[parameter])
 
 
-def moments(graph: Graph, recomputed: Sequence[Segment]) -> tuple[Moment, ...]:
-    """The moments of a backward pass in which some segments, in execution order, run again.
+def moments(graph: Graph, segments: Sequence[Segment], recomputed: Sequence[Segment] = ()) -> tuple[Moment, ...]:
+    """The moments of a backward pass through `segments`, in execution order, of which the `recomputed` run again.
 
-    First where it begins; then two for each prefix that recomputes.
+    Where it begins; where it reaches the first copy of each prefix; where it reaches the last copy of each that recomputes.
     """
-    found = [Moment(len(graph.nodes), tuple(recomputed))]
-    for prefix in dict.fromkeys(segment.prefix for segment in recomputed):
-        own = [segment for segment in recomputed if segment.prefix == prefix]
-        found += (_backward_of(segment, recomputed) for segment in (own[-1], own[0]))
-    return tuple(found)
+    first = {segment.prefix: segment for segment in reversed(segments)}
+    last = {segment.prefix: segment for segment in recomputed}
+    reached = [*reversed(first.values()), *last.values()]
+    return (Moment(len(graph.nodes), tuple(recomputed)), *(_backward_of(segment, recomputed) for segment in reached))
 
 
 def _backward_of(segment: Segment, dropped: Sequence[Segment]) -> Moment:

@@ -64,10 +64,15 @@ class Prediction:
 
 
 def predict(
-    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, recomputed: Sequence[Segment] = ()
+    assignment: Assignment,
+    groups: Sequence[GatherGroup],
+    hardware: Hardware,
+    options: Options,
+    segments: Sequence[Segment] = (),
+    recomputed: Sequence[Segment] = (),
 ) -> Predicted:
     """The prediction as the plan file says it, in ms and GiB."""
-    found = prediction(assignment, groups, hardware, options, recomputed)
+    found = prediction(assignment, groups, hardware, options, segments, recomputed)
     memory = found.memory
     return Predicted(
         step_ms=1e3 * found.step_s,
@@ -89,11 +94,16 @@ def predict(
 
 
 def prediction(
-    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, recomputed: Sequence[Segment] = ()
+    assignment: Assignment,
+    groups: Sequence[GatherGroup],
+    hardware: Hardware,
+    options: Options,
+    segments: Sequence[Segment] = (),
+    recomputed: Sequence[Segment] = (),
 ) -> Prediction:
     """What a step of `assignment` costs each device, parameters travelling in `groups` (see `assignment.gathers`).
 
-    The segments `recomputed` run their forward once more in backward; `groups` must be those of the same segments.
+    Of the graph's `segments` the `recomputed` run their forward once more in backward; `groups` must have been made for these.
     """
     compute_s, inside_s = _compute_seconds(assignment, hardware)
     recompute_s, moved_again_s = recompute_seconds(assignment, hardware, recomputed)
@@ -107,7 +117,7 @@ def prediction(
         optimizer_s=optimizer_s,
         host_s=max(0.0, host_s - (compute_s + recompute_s + exposed_s + optimizer_s)),
         exposed_s=exposed_s,
-        memory=memory_at_peak(assignment, groups, hardware, options, recomputed),
+        memory=memory_at_peak(assignment, groups, hardware, options, segments, recomputed),
     )
 
 
@@ -185,7 +195,12 @@ def host_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware
 
 
 def memory_at_peak(
-    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, recomputed: Sequence[Segment] = ()
+    assignment: Assignment,
+    groups: Sequence[GatherGroup],
+    hardware: Hardware,
+    options: Options,
+    segments: Sequence[Segment] = (),
+    recomputed: Sequence[Segment] = (),
 ) -> Memory:
     """The greatest of the moments of backward (see `moments`) and the optimizer step. In inference: the largest op with the parameters."""
     graph = assignment.graph
@@ -193,7 +208,7 @@ def memory_at_peak(
     parameters = sum(state.parameter for state in held) + _buffer_bytes(assignment)
     optimizer = sum(state.optimizer for state in held)
     peaks = [Memory(parameters, sum(state.gradient for state in held), optimizer)]
-    for moment in moments(graph, recomputed):
+    for moment in moments(graph, segments if trains(options) else (), recomputed):
         values = [parameter.value for parameter in graph.parameters]
         peaks.append(
             Memory(

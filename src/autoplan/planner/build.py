@@ -25,7 +25,7 @@ from autoplan.rules.row import Call, Strategy
 
 TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
 MOST_PREFERENCE = TIES // 64 - 1
-FORWARD_END, OPTIMIZER_STEP = 0, 1  # rows of memory; behind them two for each prefix that recomputes, as `cost.moments` has them
+FORWARD_END, OPTIMIZER_STEP = 0, 1  # rows of memory; behind them the other moments of `cost.moments`
 COLLECTIVE = 8  # what a collective counts among equals; of the rows of an op each counts one more than the one before it
 
 Readers = tuple[tuple[int, int], ...]
@@ -77,7 +77,7 @@ def build_problem(
     """
     most = recomputed if most is None else most
     prefixes = tuple(dict.fromkeys(segment.prefix for segment in recomputed))
-    ends = (Scenario(candidates.graph, prices.savings, tuple(segments), prefixes) for segments in (recomputed, most))
+    ends = (Scenario(candidates.graph, prices.savings, prices.segments, tuple(again), prefixes) for again in (recomputed, most))
     return _Builder(candidates, prices, limit_bytes, Span(*ends)).build()
 
 
@@ -150,7 +150,7 @@ class _Builder:
     def _least(self, amounts: Callable[[Scenario], Sequence[int]]) -> Array:
         """By row, the least that the scenarios have of something, of which there is nothing in the optimizer step."""
         if not self.prices.trains:
-            return np.zeros(2, dtype=np.int64)
+            return np.zeros(len(self.span.least.moments) + 1, dtype=np.int64)
         begin, *later = (min(pair) for pair in zip(amounts(self.span.least), amounts(self.span.most), strict=True))
         return np.array([begin, 0, *later])
 

@@ -42,6 +42,7 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
     """The plan that decides `assignment` and recomputes some segments, with its predictions on the request's hardware."""
     graph = assignment.graph
     prefixes = foldable_prefixes(find_blocks(graph))
+    segments = find_segments(graph, prefixes)
     groups = gather_groups(assignment, prefixes, recomputed=recomputed)
     decisions = encode(assignment, groups, prefixes)
     return Plan(
@@ -57,9 +58,9 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
         ops=decisions.ops,
         reshard=decisions.reshard,
         gather=decisions.gather,
-        recompute=_recompute(graph, prefixes, recomputed),
+        recompute=_recompute(segments, recomputed),
         fallbacks=_fallbacks(assignment, request, prefixes),
-        predicted=predict(assignment, groups, request.hardware, request.options, recomputed),
+        predicted=predict(assignment, groups, request.hardware, request.options, segments, recomputed),
         solver=solver,
     )
 
@@ -69,10 +70,10 @@ def _model(graph: Graph, facts: ModelFacts) -> ModelInfo:
     return ModelInfo(facts.target, numel, facts.digest, graph_digest(graph), facts.settings, rules=facts.rules)
 
 
-def _recompute(graph: Graph, prefixes: Collection[str], recomputed: Sequence[Segment]) -> dict[str, RecomputeLine]:
+def _recompute(segments: Sequence[Segment], recomputed: Sequence[Segment]) -> dict[str, RecomputeLine]:
     """How many of the copies under each prefix run again."""
     again = Counter(segment.prefix for segment in recomputed)
-    copies = Counter(segment.prefix for segment in find_segments(graph, prefixes))
+    copies = Counter(segment.prefix for segment in segments)
     return {f"{prefix}.*".lstrip("."): RecomputeLine(again[prefix], copies[prefix], "full") for prefix in again}
 
 

@@ -24,7 +24,7 @@ def nothing_fits(start: Built, prices: Prices, limit_bytes: int) -> NoPlanFits:
     assignment = found.built.assignment(found.solution.choice)
     groups = gather_groups(assignment, prices.prefixes, recomputed=found.built.recomputed)
     options = prices.options
-    memory = predict(assignment, groups, prices.hardware, options, found.built.recomputed).memory_gib
+    memory = predict(assignment, groups, prices.hardware, options, prices.segments, found.built.recomputed).memory_gib
     parts = sorted(((getattr(memory, f.name), f.name) for f in fields(memory) if f.name != "peak"), reverse=True)
     filled = ", ".join(f"{name} {amount:.3g}" for amount, name in parts[:4] if amount > 0)
     proved = found.solution.status == "optimal"

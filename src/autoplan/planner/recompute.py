@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from time import perf_counter
 
@@ -216,23 +216,46 @@ class _Search:
 
 
 def smallest(start: Built, prices: Prices, limit_bytes: int, time_limit_s: float) -> Outcome | None:
-    """The choice whose peak of memory is least, recomputing all that may be or nothing; None where nothing is possible.
+    """The choice, and the copies that recompute, whose peak of memory is least; None where nothing is possible.
 
-    The solution's `cost` and `bound` are in memory units; the bound holds for any numbers of recomputed copies.
+    The solution's `cost` and `bound` are in memory units.
     """
-    search = _Search(start, prices, limit_bytes, 0.0, time_limit_s, None)
-    root = search._root()
-    found: list[Outcome] = []
-    for numbers in dict.fromkeys((root.most, root.least)):
-        built = search._fixed(numbers)
-        solution = smallest_memory(built.problem, time_limit_s / 3)
-        if solution is None:
+    return _Smallest(start, prices, limit_bytes, perf_counter() + time_limit_s, time_limit_s, None).run_smallest()
+
+
+class _Smallest(_Search):
+    """The same search for the least peak of memory, all boxes halved."""
+
+    def run_smallest(self) -> Outcome | None:
+        root, order = self._root(), count()
+        found = [self._solved(_Box(numbers, numbers), 1 / 3) for numbers in dict.fromkeys((root.least, root.most))]
+        best = min((outcome for outcome in found if outcome is not None), key=lambda outcome: outcome.solution.cost, default=None)
+        if best is None:
             return None
-        found.append(Outcome(built, solution))
-    best = min(found, key=lambda outcome: outcome.solution.cost)
-    bound = best.solution.bound
-    if not root.is_one:
-        anyhow = smallest_memory(search._built(root).problem, time_limit_s / 3)
-        bound = min(bound, anyhow.bound) if anyhow is not None else bound
-    peak = best.solution.cost
-    return Outcome(best.built, Solution(best.solution.choice, peak, bound, "optimal" if peak <= bound else "feasible"))
+        boxes, proved = [(0, next(order), root)], best.solution.bound
+        while boxes and boxes[0][0] < best.solution.cost:
+            bound, _, box = heapq.heappop(boxes)
+            if perf_counter() > self.deadline:
+                proved = min(proved, bound)
+                break
+            outcome = self._solved(box, 0.5)
+            if outcome is None:
+                continue
+            bound = max(bound, outcome.solution.bound)
+            if not box.is_one:
+                for part in box.split(box.at(0.5)):
+                    heapq.heappush(boxes, (bound, next(order), part))
+            elif outcome.solution.cost < best.solution.cost:
+                best = outcome
+            else:
+                proved = min(proved, max(bound, 0)) if bound < best.solution.cost else proved
+        bound = min(best.solution.bound, proved)
+        return Outcome(best.built, replace(best.solution, bound=bound, status="optimal" if best.solution.cost <= bound else "feasible"))
+
+    def _solved(self, box: _Box, share: float) -> Outcome | None:
+        built = self._built(box)
+        try:
+            solution = smallest_memory(built.problem, max(1.0, share * (self.deadline - perf_counter())))
+        except OutOfTime:
+            return None
+        return None if solution is None else Outcome(built, solution)

@@ -18,20 +18,22 @@ from autoplan.graph.segments import Segment, redistributed_inside
 class Scenario:
     """One step in which the segments `recomputed` run their forward again in backward.
 
-    Its moments are those of `cost.moments`, without the optimizer step: the one where backward begins, and two for each
-    prefix in `prefixes`, of those that recompute.
+    Its moments are those of `cost.moments`, without the optimizer step; where backward reaches the last copy that
+    recomputes, only for the `prefixes`.
     """
 
     graph: Graph
     savings: Savings
+    segments: tuple[Segment, ...]
     recomputed: tuple[Segment, ...]
     prefixes: tuple[str, ...]
 
     @cached_property
     def moments(self) -> tuple[Moment, ...]:
         """The moments, one for each row of memory but the optimizer's."""
-        found = moments(self.graph, self.recomputed)
-        return tuple(moment for moment in found if moment.prefix is None or moment.prefix in self.prefixes)
+        found = moments(self.graph, self.segments, self.recomputed)
+        always = 1 + len({segment.prefix for segment in self.segments})
+        return (*found[:always], *(moment for moment in found[always:] if moment.prefix in self.prefixes))
 
     @cached_property
     def saved(self) -> tuple[SavedMap, ...]:

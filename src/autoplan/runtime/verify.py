@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import isfinite
 from statistics import median
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from autoplan.assignment import Assignment
@@ -209,9 +210,15 @@ def loss_of(returned: Any) -> Tensor:
 def rank_of_plan(build: Build, plan: Plan, dtype: torch.dtype) -> RankResult:
     """One rank's step through `parallelize`, in a process of its own."""
     model = build()
-    mesh = init_device_mesh("cpu", plan.mesh.shape, mesh_dim_names=plan.mesh.names)
+    mesh = worker_mesh(plan.mesh)
     template = verification_template(model, plan, dtype)
     return _process_step(distribute(model.module, template, mesh, dtype), model)
+
+
+@cache
+def worker_mesh(mesh: Mesh) -> DeviceMesh:
+    """Made once in a worker, for every plan that it runs: its groups have threads until the process ends."""
+    return init_device_mesh("cpu", mesh.shape, mesh_dim_names=mesh.names)
 
 
 def _process_step(module: nn.Module, model: Built) -> RankResult:
