@@ -121,7 +121,9 @@ def test_a_plan_with_recompute_holds_for_another_number_of_layers(pool: WorkerPo
 
 
 def test_buffers_of_a_recomputed_block_in_processes(pool: WorkerPool) -> None:
-    found = verify(CONVNET, recomputing(CONVNET, random_assignment(graph_of(CONVNET), mesh_of(2, 2), 1), "blocks", 2), pool=pool, dtype=torch.float64)
+    found = verify(
+        CONVNET, recomputing(CONVNET, random_assignment(graph_of(CONVNET), mesh_of(2, 2), 1), "blocks", 2), pool=pool, dtype=torch.float64
+    )
     assert found.ok, found.to_json()
 
 

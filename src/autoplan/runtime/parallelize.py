@@ -174,9 +174,7 @@ class LocalForward:
 
     def _bind(self, prepared: Prepared) -> _Bound:
         assignment = prepared.assignment
-        program = build_program(
-            assignment, prepared.groups, self.device, segments=prepared.segments, recomputed=prepared.recomputed
-        )
+        program = build_program(assignment, prepared.groups, self.device, segments=prepared.segments, recomputed=prepared.recomputed)
         constants = {
             value: local_part(tensor, assignment.sources[value], assignment.mesh, self.collectives.coordinate).to(self.device)
             for value, tensor in program.graph.constants.items()

@@ -58,7 +58,9 @@ class Function:
             return self._compiled(local, *tensors)
         if self.again is None or not torch.is_grad_enabled():
             return self.forward(local, *tensors)
-        return checkpoint(_Twice(self.forward, self.again, local), *tensors, use_reentrant=False, preserve_rng_state=False, early_stop=False)
+        return checkpoint(
+            _Twice(self.forward, self.again, local), *tensors, use_reentrant=False, preserve_rng_state=False, early_stop=False
+        )
 
     def compile(self, **options: Any) -> None:
         """Run through torch.compile from now on; recomputation is a part of what is compiled."""
