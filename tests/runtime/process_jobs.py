@@ -211,7 +211,13 @@ def compiled_pieces(build: Seeded, plan: Plan) -> CompiledRun:
             module(*inputs).backward()
     difference = max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True))
     counters = torch._dynamo.utils.counters
-    return CompiledRun(tuple(losses), difference, tuple(gathers), counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
+    return CompiledRun(
+        (losses[0], losses[1]),
+        difference,
+        (gathers[0], gathers[1]),
+        counters["stats"]["unique_graphs"],
+        sum(counters["graph_break"].values()),
+    )
 
 
 def accumulated(build: Seeded, plan: Plan) -> list[Tensor]:

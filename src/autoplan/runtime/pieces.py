@@ -158,7 +158,8 @@ class PieceGraph:
 
     def _first(self, until: int) -> fx.Graph:
         """The graph's beginning, with all its arguments and without results."""
-        copy, made = fx.Graph(), {}
+        copy = fx.Graph()
+        made: dict[fx.Node, fx.Node] = {}
         for node in self.fx.nodes:
             if node.op == "placeholder" or self._number.get(node, until) < until:
                 made[node] = copy.node_copy(node, lambda other: made[other])

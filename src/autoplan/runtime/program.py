@@ -269,7 +269,8 @@ class _PieceBuilder:
         part = self._part(op, node)
         if part is None:
             arguments = map_refs((op.args, dict(op.kwargs)), lambda ref: operands[ref.value])
-            result = self.piece.op(op.target, *on_device(arguments, self.program.device), self._name(node.address))
+            args, kwargs = on_device(arguments, self.program.device)
+            result = self.piece.op(op.target, args, kwargs, self._name(node.address))
         else:
             result = self.piece.part(self._name(node.address), part, operands)
         if len(node.outputs) == 1 and not _returns_several(node):
