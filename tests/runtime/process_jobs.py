@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,7 @@ from autoplan.plan.schema import Plan
 from autoplan.runtime import checkpoint
 from autoplan.runtime.inputs import to_torch
 from autoplan.runtime.parallelize import local_forward
+from autoplan.runtime.parameters import Gather
 from autoplan.runtime.verify import worker_mesh
 from autoplan.runtime.weights import initialize
 
@@ -176,6 +179,55 @@ def compiled_once(build: Seeded, plan: Plan) -> list[float]:
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+@dataclass(frozen=True)
+class CompiledRun:
+    """Eager against compiled (by dynamo and autograd, no code generation), and what was compiled."""
+
+    losses: tuple[float, float]
+    difference: float  # the largest of any gradient
+    gathers: tuple[int, int]
+    graphs: int
+    breaks: int
+
+
+def compiled_pieces(build: Seeded, plan: Plan) -> CompiledRun:
+    """One step eager, one compiled with full graphs, and two more that must not compile again."""
+    losses, gradients, gathers = [], [], []
+    torch._dynamo.utils.counters.clear()
+    for use in (False, True):
+        module, model, mesh = parallel(build, plan)
+        if use:
+            local_forward(module).compile(backend="aot_eager", fullgraph=True)
+        inputs = autoplan.shard_inputs(plan, mesh, model.args)
+        with patch.object(Gather, "start", autospec=True, side_effect=Gather.start) as gather:
+            loss = module(*inputs)
+            loss.backward()
+        losses.append(loss.item())
+        gradients.append([p.grad.to_local().clone() for p in module.parameters() if isinstance(p.grad, DTensor)])
+        gathers.append(gather.call_count)
+    for _ in range(2):
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            module(*inputs).backward()
+    difference = max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True))
+    counters = torch._dynamo.utils.counters
+    return CompiledRun(
+        (losses[0], losses[1]),
+        difference,
+        (gathers[0], gathers[1]),
+        counters["stats"]["unique_graphs"],
+        sum(counters["graph_break"].values()),
+    )
+
+
+def accumulated(build: Seeded, plan: Plan) -> list[Tensor]:
+    """Gradients of two forwards whose losses go back together, and of a third on top."""
+    module, model, mesh = parallel(build, plan)
+    inputs = autoplan.shard_inputs(plan, mesh, model.args)
+    (module(*inputs) + 2 * module(*inputs)).backward()
+    module(*inputs).backward()
+    return [p.grad.to_local() for p in module.parameters() if isinstance(p.grad, DTensor)]
 
 
 def die() -> None:

@@ -94,9 +94,9 @@ def test_the_parameters_of_a_block_travel_in_one_all_gather_and_their_gradients_
     assert found.split_flops_fraction == pytest.approx(1.0)
 
 
-def fully_sharded(graph: Graph) -> Assignment:
-    """Batch and parameters split over 4 ranks: every node by the strategy that keeps the batch split."""
-    mesh = mesh_of(4)
+def fully_sharded(graph: Graph, ranks: int = 4) -> Assignment:
+    """Batch and parameters split over all ranks: every node by the strategy that keeps the batch split."""
+    mesh = mesh_of(ranks)
     sources = {value.id: (Shard(0),) if value.kind in ("parameter", "input") else (R,) for value in graph.values if value.kind != "op"}
     made: dict[int, Placements] = {}
     made.update({value: (R,) if graph.values[value].kind == "parameter" else state for value, state in sources.items()})

@@ -176,7 +176,7 @@ def _gather(assignment: Assignment, gathers: Collection[GatherGroup], prefixes: 
     for group in gathers:
         forward, backward = named(group.forward, assignment), named(group.backward, assignment)
         again = named(group.again, assignment)
-        line = GatherLine(group.kind, group.regather, 0, forward, again + backward)
+        line = GatherLine(group.kind, group.regather, group.prefetch, forward, again + backward)
         before = lines.get(group.name)
         if before:
             line = replace(

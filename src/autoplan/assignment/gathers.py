@@ -61,7 +61,8 @@ class GatherGroup:
     """Parameters that travel together: `name` is a block (`layers.3`) or one parameter's FQN, as the plan's `gather` says it.
 
     `again` is what backward runs to gather once more what forward has dropped: `forward`, without members that no
-    backward needs unless a recomputed segment reads them; empty unless `regather`.
+    backward needs unless a recomputed segment reads them; empty unless `regather`. `prefetch` is how many pieces of the program
+    ahead of its readers it is issued; gradients are then reduced while backward goes on.
     """
 
     name: str
@@ -71,6 +72,7 @@ class GatherGroup:
     backward: tuple[Bucket, ...]
     again: tuple[Bucket, ...]
     regather: bool
+    prefetch: int = 0
 
 
 Regather = Callable[[str], bool]

@@ -39,6 +39,14 @@ class Collectives(Protocol):
         """An all-to-all of parts that differ: `send[r]` rows go to rank r of the group, `receive[r]` come from it."""
         ...
 
+    def start(self, kind: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """The result of an "all-gather", "reduce-scatter" or "all-reduce" that is under way: not to be touched before `wait`."""
+        ...
+
+    def wait(self, result: Tensor) -> Tensor:
+        """What `start` gave, once it is there (on CUDA: for what the current stream runs from now on)."""
+        ...
+
 
 def index_in_group(collectives: Collectives, axes: tuple[int, ...]) -> int:
     """This rank's row-major index among the ranks of a group over `axes`."""

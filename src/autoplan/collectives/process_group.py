@@ -29,14 +29,26 @@ class ProcessGroupCollectives:
         """The mesh axes of each process group, by the name that the c10d ops carry."""
         return {name: axes for axes, name in self.names.items()}
 
+    def start(self, kind: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+        n, name = self.mesh.group_size(axes), self.names[axes]
+        if kind == "all-gather":
+            return _ops.all_gather_into_tensor(tensor, n, name)
+        if kind == "reduce-scatter":
+            return _ops.reduce_scatter_tensor(tensor, "sum", n, name)
+        assert kind == "all-reduce", kind
+        return _ops.all_reduce(tensor, "sum", name)
+
+    def wait(self, result: Tensor) -> Tensor:
+        return _ops.wait_tensor(result)
+
     def all_gather(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        return _ops.wait_tensor(_ops.all_gather_into_tensor(tensor, self.mesh.group_size(axes), self.names[axes]))
+        return self.wait(self.start("all-gather", tensor, axes))
 
     def reduce_scatter(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        return _ops.wait_tensor(_ops.reduce_scatter_tensor(tensor, "sum", self.mesh.group_size(axes), self.names[axes]))
+        return self.wait(self.start("reduce-scatter", tensor, axes))
 
     def all_reduce(self, tensor: Tensor, axes: tuple[int, ...], op: str = "sum") -> Tensor:
-        return _ops.wait_tensor(_ops.all_reduce(tensor, op, self.names[axes]))
+        return self.wait(_ops.all_reduce(tensor, op, self.names[axes]))
 
     def all_to_all(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
         n = self.mesh.group_size(axes)

@@ -69,6 +69,14 @@ class SimulatedCollectives:
         tensors, index = self._exchange("all-to-all", tensor, axes)
         return torch.cat([t.chunk(len(tensors), 0)[index] for t in tensors], 0)
 
+    def start(self, kind: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """The result itself: a meeting of threads is over when it returns."""
+        run = {"all-gather": self.all_gather, "reduce-scatter": self.reduce_scatter, "all-reduce": self.all_reduce}
+        return run[kind](tensor, axes)
+
+    def wait(self, result: Tensor) -> Tensor:
+        return result
+
     def exchange(self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], axes: tuple[int, ...]) -> Tensor:
         meeting, index = self._meet(self.coordinate, axes)
         sizes = meeting.exchange(index, torch.tensor(send))

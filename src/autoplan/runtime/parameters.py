@@ -3,6 +3,10 @@
 One call gathers a whole group, one autograd node brings its gradients back: each bucket (see `assignment.gathers`) is one
 collective of one flat buffer. Where the stored dtype is not the one that is used (fp32 masters of a bf16 model), parameters
 are cast before they travel, and gradients are cast back before they are reduced.
+
+A group that the plan gathers ahead (`prefetch`) is under way while others compute: `Ahead` issues its gather some pieces before its
+first reader, backward that of the groups before, and its gradients are reduced while backward goes on: `Late`, whose autograd
+node is as old as the forward and therefore the last to run, waits for them.
 """
 
 from __future__ import annotations
@@ -13,15 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoplan.assignment.gathers import BUCKETED, Bucket, GatherGroup, GatherMember, buckets
-from autoplan.collectives import Collectives, run_steps
+from autoplan.assignment.gathers import Bucket, GatherGroup, GatherMember, buckets
+from autoplan.collectives import Collectives
 from autoplan.collectives.redistribute import own_output
-from autoplan.placement import Shard, forward_of
+from autoplan.placement import forward_of
 from autoplan.runtime.regather import GatheredAgain
+from autoplan.runtime.rounds import Rounds, Tensors
 from autoplan.runtime.run import Run
-
-Tensors = dict[int, Tensor]
-"""Local tensors by member of the group."""
 
 
 class Gather(nn.Module):
@@ -41,26 +43,29 @@ class Gather(nn.Module):
 
     def forward(self, run: Run, *stored: Tensor) -> tuple[Tensor, ...]:
         """`stored[k]` is the local part of the parameter `values[k]`."""
-        used = _Gather.apply(self, run.group, *stored)
+        used = _Gather.apply(self, run, *stored)
         if run.regathering is not None and self.plan.again:
             kept = [tensor.detach() for tensor in stored]
-            gathered = GatheredAgain(lambda: self.gather(kept, self.plan.again, run.group))
-            for index in {index for bucket in self.plan.again for index in bucket.members}:
+            gathered = GatheredAgain(lambda: self.start(kept, self.plan.again, run.group), self.plan.prefetch)
+            for index in sorted({index for bucket in self.plan.again for index in bucket.members}):
                 run.regathering.track(used[index], gathered, index)
         return used
 
-    def gather(self, stored: Sequence[Tensor], rounds: Sequence[Bucket], group: Collectives) -> Tensors:
-        """The members that `rounds` bring to their use, and those that are used as they are stored."""
+    def start(self, stored: Sequence[Tensor], rounds: Sequence[Bucket], group: Collectives) -> Rounds:
+        """Under way: the members that `rounds` bring to their use, and those that are used as they are stored."""
         first = [index for index, member in enumerate(self.plan.members) if member.is_first]
-        return run_buckets({index: stored[self.source[index]].to(self.dtypes[index]) for index in first}, rounds, group)
+        return Rounds({index: stored[self.source[index]].to(self.dtypes[index]) for index in first}, rounds, group)
 
-    def reduce(self, gradients: Tensors, group: Collectives) -> Tensors:
-        """The gradients of used members, as gradients of stored parameters by their place in `values`."""
+    def start_reduction(self, gradients: Tensors, group: Collectives) -> Rounds:
+        """Under way: the gradients of used members, as they are of stored parameters."""
         members = self.plan.members
         steps = [member.backward if index in gradients else () for index, member in enumerate(members)]
-        rounds = self.plan.backward if len(gradients) == len(members) else buckets(members, steps)
+        return Rounds(gradients, self.plan.backward if len(gradients) == len(members) else buckets(members, steps), group)
+
+    def total(self, reduced: Tensors) -> Tensors:
+        """Reduced gradients of members, added up for each of `values`."""
         total: Tensors = {}
-        for index, gradient in run_buckets(gradients, rounds, group).items():
+        for index, gradient in reduced.items():
             place = self.source[index]
             total[place] = total[place] + gradient if place in total else gradient
         return total
@@ -76,12 +81,39 @@ def _shown_first(members: Sequence[GatherMember], member: GatherMember) -> int:
     return next(same)
 
 
+class Ahead(nn.Module):
+    """Issues what `gather` will wait for."""
+
+    def __init__(self, gather: Gather) -> None:
+        super().__init__()
+        self.gather = gather
+
+    @torch.no_grad()
+    def forward(self, run: Run, *stored: Tensor) -> None:
+        run.ahead[self.gather.plan.name] = self.gather.start(stored, self.gather.plan.forward, run.group)
+
+
+class Late(nn.Module):
+    """Stored parameters as they are; their gradients are waited for when nothing else is left to do."""
+
+    def __init__(self, gather: Gather) -> None:
+        super().__init__()
+        self.gather = gather
+
+    def forward(self, run: Run, *stored: Tensor) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in stored):
+            return stored
+        return _Late.apply(self.gather, run, *stored)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gather: Gather, group: Collectives, *stored: Tensor) -> tuple[Tensor, ...]:
-        ctx.gather, ctx.group, ctx.stored_dtypes = gather, group, [tensor.dtype for tensor in stored]
+    def forward(ctx: Any, gather: Gather, run: Run, *stored: Tensor) -> tuple[Tensor, ...]:
+        ctx.gather, ctx.run = gather, run
+        ctx.stored_dtypes, ctx.shapes = [tensor.dtype for tensor in stored], [tensor.shape for tensor in stored]
         ctx.set_materialize_grads(False)
-        full = gather.gather(stored, gather.plan.forward, group)
+        started = run.ahead.pop(gather.plan.name, None)
+        full = (started or gather.start(stored, gather.plan.forward, run.group)).finish()
         used = []
         for index, result in enumerate(gather.result):
             tensor = full[result]
@@ -93,73 +125,38 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        trained, source = ctx.needs_input_grad[2:], ctx.gather.source
+        gather, run = ctx.gather, ctx.run
+        trained, source = ctx.needs_input_grad[2:], gather.source
         present = {
             index: gradient.to(ctx.stored_dtypes[source[index]])
             for index, gradient in enumerate(gradients)
             if gradient is not None and trained[source[index]]
         }
-        reduced = ctx.gather.reduce(present, ctx.group)
-        return None, None, *(reduced.get(place) for place in range(len(trained)))
+        reduction = gather.start_reduction(present, run.group)
+        if not gather.plan.prefetch:
+            reduced = gather.total(reduction.finish())
+            return None, None, *(reduced.get(place) for place in range(len(trained)))
+        run.reductions.add(gather.plan.name, reduction)
+        places = {source[index]: gradient for index, gradient in present.items()}
+        return None, None, *(_awaited(places[k], ctx.shapes[k]) if k in places else None for k in range(len(trained)))
 
 
-def run_buckets(tensors: Tensors, rounds: Sequence[Bucket], group: Collectives) -> Tensors:
-    """`tensors` after the rounds; every collective of a bucket is one call."""
-    current = dict(tensors)
-    for bucket in rounds:
-        chosen = [current[index] for index in bucket.members]
-        if len(chosen) == 1 or bucket.kind not in BUCKETED:
-            after = [run_steps(tensor, (step,), group) for tensor, step in zip(chosen, bucket.steps, strict=True)]
-        else:
-            after = _RUN[bucket.kind](chosen, bucket, group)
-        current.update(zip(bucket.members, after, strict=True))
-    return current
+def _awaited(gradient: Tensor, shape: torch.Size) -> Tensor:
+    """Stands for a gradient of that shape which is under way."""
+    return gradient.new_zeros(()).expand(shape)
 
 
-def _all_gather(tensors: list[Tensor], bucket: Bucket, group: Collectives) -> list[Tensor]:
-    """[m] flat on each rank -> [n, m], a column range for every member."""
-    n = group.mesh.group_size(bucket.axes)
-    fronts = [tensor.movedim(_shard(step.src).dim, 0) for tensor, step in zip(tensors, bucket.steps, strict=True)]
-    gathered = group.all_gather(torch.cat([front.reshape(-1) for front in fronts]), bucket.axes).view(n, -1)
-    columns = gathered.split([front.numel() for front in fronts], 1)
-    return [_join(column, front.shape, _shard(step.src), n) for column, front, step in zip(columns, fronts, bucket.steps, strict=True)]
+class _Late(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gather: Gather, run: Run, *stored: Tensor) -> tuple[Tensor, ...]:
+        ctx.gather, ctx.run = gather, run
+        ctx.set_materialize_grads(False)
+        passed = tuple(tensor.view_as(tensor) for tensor in stored)
+        trained = ctx.needs_input_grad[2:]
+        ctx.mark_non_differentiable(*(tensor for tensor, need in zip(passed, trained, strict=True) if not need))
+        return passed
 
-
-def _join(column: Tensor, front: torch.Size, shard: Shard, n: int) -> Tensor:
-    """[n, m]: the parts of n ranks, `shard.dim` in front -> the whole tensor, contiguous in a storage of its own."""
-    parts = column.unflatten(1, (shard.groups, front[0] // shard.groups, *front[1:]))  # [n, groups, k, ...]
-    return parts.transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(0, 2).movedim(0, shard.dim).contiguous()
-
-
-def _reduce_scatter(tensors: list[Tensor], bucket: Bucket, group: Collectives) -> list[Tensor]:
-    """[n, m], a row for every rank and a column range for every member -> [m], summed."""
-    n = group.mesh.group_size(bucket.axes)
-    rows, fronts = [], []
-    for tensor, step in zip(tensors, bucket.steps, strict=True):
-        shard = _shard(step.dst)
-        front = tensor.movedim(shard.dim, 0)
-        parts = front.unflatten(0, (shard.groups, n, -1)).transpose(0, 1)  # [n, groups, k, ...]
-        rows.append(parts.reshape(n, -1))
-        fronts.append((front.shape[0] // n, *front.shape[1:]))
-    flat = group.reduce_scatter(torch.cat(rows, 1).view(-1), bucket.axes)
-    pieces = flat.split([row.shape[1] for row in rows])
-    return [
-        piece.view(front).movedim(0, _shard(step.dst).dim).contiguous()
-        for piece, front, step in zip(pieces, fronts, bucket.steps, strict=True)
-    ]
-
-
-def _all_reduce(tensors: list[Tensor], bucket: Bucket, group: Collectives) -> list[Tensor]:
-    flat = group.all_reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]), bucket.axes)
-    pieces = flat.split([tensor.numel() for tensor in tensors])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
-
-
-def _shard(placement: object) -> Shard:
-    assert isinstance(placement, Shard), placement
-    return placement
-
-
-_RUN = {"all-gather": _all_gather, "reduce-scatter": _reduce_scatter, "all-reduce": _all_reduce}
-
-__all__ = ["Gather", "run_buckets"]
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        reduced = ctx.gather.total(ctx.run.reductions.take(ctx.gather.plan.name))
+        return None, None, *(reduced.get(place) for place in range(len(ctx.needs_input_grad) - 2))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autoplan.collectives.redistribute import redistribute_by
+from autoplan.graph.ops import resolve
 from autoplan.placement import Mesh, Placements
 from autoplan.redistribution import transition
 from autoplan.rules import LocalOp
@@ -45,6 +47,11 @@ class LocalImplementation(nn.Module):
         super().__init__()
         self.op = op
         self.node = node
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers."""
+        return torch.Tag.nondeterministic_seeded in resolve(self.op.call.op).tags
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autoplan.graph.ir import Graph
 from autoplan.graph.segments import Segment
+from autoplan.runtime.parts import LocalImplementation
 from autoplan.runtime.run import Local, Run
 
 
@@ -45,11 +46,12 @@ class Function:
     """What pieces that compute the same run: `function(local, *tensors)` gives the tensors that others read.
 
     `again` is the part of it that backward runs once more where activations are recomputed, with the same arguments; None where
-    they are kept.
+    they are kept. `draws` tells that it draws random numbers, by seeds that differ from call to call.
     """
 
-    def __init__(self, forward: fx.GraphModule, again: fx.GraphModule | None) -> None:
+    def __init__(self, forward: fx.GraphModule, again: fx.GraphModule | None, draws: bool = False) -> None:
         self.forward = forward
+        self.draws = draws
         self.again = again
         self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
 
@@ -71,7 +73,8 @@ class Function:
                 return forward(local, *tensors)
             return checkpoint(lambda *given: forward(local, *given), *tensors, use_reentrant=False, preserve_rng_state=False)
 
-        self._compiled = torch.compile(function, **({"dynamic": False} | options))  # sizes are the plan's
+        dynamic = None if self.draws else False  # sizes are the plan's; of seeds the second is compiled as any number
+        self._compiled = torch.compile(function, **({"dynamic": dynamic} | options))
 
 
 class _Twice:
@@ -108,6 +111,7 @@ class PieceGraph:
         self.local = self.fx.placeholder("local")
         self.inputs: dict[Any, fx.Node] = {}
         self.outputs: dict[fx.Node, int] = {}
+        self.draws = False
         self._last_input = self.local
         self._key: list[str] = []
         self._number: dict[fx.Node, int] = {self.local: 0}
@@ -130,6 +134,7 @@ class PieceGraph:
     def part(self, name: str, part: nn.Module, tensors: Sequence[fx.Node]) -> fx.Node:
         """A call of a part, which has a `key`."""
         self.root.add_module(name, part)
+        self.draws = self.draws or (isinstance(part, LocalImplementation) and part.draws)
         node = self.fx.create_node("call_module", name, (self.local, *tensors), {}, name)
         self._note(node, f"{part.key} {[self._number[tensor] for tensor in tensors]}")
         return node
@@ -148,12 +153,13 @@ class PieceGraph:
         if key not in shared:
             self.fx.output(tuple(self.outputs))
             again = None if until is None else fx.GraphModule(self.root, self._first(until), f"{name}Again")
-            shared[key] = Function(fx.GraphModule(self.root, self.fx, name), again)
+            shared[key] = Function(fx.GraphModule(self.root, self.fx, name), again, self.draws)
         return shared[key]
 
     def _first(self, until: int) -> fx.Graph:
         """The graph's beginning, with all its arguments and without results."""
-        copy, made = fx.Graph(), {}
+        copy = fx.Graph()
+        made: dict[fx.Node, fx.Node] = {}
         for node in self.fx.nodes:
             if node.op == "placeholder" or self._number.get(node, until) < until:
                 made[node] = copy.node_copy(node, lambda other: made[other])

@@ -105,13 +105,14 @@ def groups_of(assignment: Assignment, plan: Plan, recomputed: Sequence[Segment] 
         found = line_of(name)
         return found is not None and found[1].regather
 
-    groups = gather_groups(assignment, prefixes, regather, recomputed)
+    found = gather_groups(assignment, prefixes, regather, recomputed)
+    groups = tuple(replace(group, prefetch=line[1].prefetch if (line := line_of(group.name)) else 0) for group in found)
     problems = []
     for group in groups if plan.options.mode == "infer" or assignment.graph.loss is not None else ():
         takes = (named(group.forward, assignment), named(group.again + group.backward, assignment))
-        found = line_of(group.name)
-        if ((found[1].forward, found[1].backward) if found else ((), ())) != takes:
-            key = found[0] if found else group.name
+        line = line_of(group.name)
+        if ((line[1].forward, line[1].backward) if line else ((), ())) != takes:
+            key = line[0] if line else group.name
             written = "forward: [{}], backward: [{}]".format(*(", ".join(map(str, collectives)) for collectives in takes))
             problems.append(
                 PlanError(

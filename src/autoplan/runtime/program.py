@@ -29,7 +29,7 @@ from autoplan.graph.ops import resolve
 from autoplan.graph.segments import Segment, find_segments
 from autoplan.placement import Placements, forward_of, local_shape
 from autoplan.rules import LocalOp, call_of, localize
-from autoplan.runtime.parameters import Gather
+from autoplan.runtime.parameters import Ahead, Gather, Late
 from autoplan.runtime.parts import LocalImplementation, Redistribute, Written, states
 from autoplan.runtime.pieces import Function, Piece, PieceGraph, Span, overwritten_buffers, spans
 from autoplan.runtime.regather import Regathering
@@ -110,16 +110,24 @@ class _ProgramBuilder:
         self.group_of = {(member.value, member.state): group for group in groups for member in group.members}
         self.dtype_of = {p.value: getattr(torch, self.graph.values[p.value].dtype) for p in self.graph.parameters}
         self.names = _Names()
+        self.late: dict[int, fx.Node] = {}  # stored parameters whose gradients are waited for at the end of backward
+        self.gathers = {group.name: Gather(group) for group in groups}
 
     def build(self, spans: Sequence[Span], recomputed: Collection[str]) -> Program:
         self.run = self.fx.placeholder("run")
         reads = tuple(value.id for value in self.graph.values if value.kind != "op" and self.is_read(value.id))
         for value in reads:
             self.made[value, self.assignment.produced[value]] = self.fx.placeholder(self.names.new(self.graph.values[value].address))
+        self._wait_late()
+        ahead = self._ahead(spans)
         pieces = []
         for span in spans:
             again = nodes_again(self.graph, span.segment) if span.segment and span.segment.name in recomputed else range(0)
-            piece = _PieceBuilder(self, span, again).build()
+            piece = _PieceBuilder(self, span, again)
+            inputs = piece.build()
+            for gather in ahead.get(span.name, ()):
+                self._call(self.names.new(f"start_{gather.plan.name}"), Ahead(gather), *self._stored(gather))
+            piece.call = self.call_piece(piece.name, inputs)
             self.pieces.update(dict.fromkeys(piece.made, piece))
             pieces.append(piece)
         outputs = [self.in_state(value, state) for value, state in zip(self.graph.outputs, self.assignment.outputs, strict=True)]
@@ -171,12 +179,32 @@ class _ProgramBuilder:
         group = self.group_of.get((value, state))
         if group is None:
             return self.fx.call_function(torch.ops.aten.to.dtype, (self.in_state(*self.stored(value, state)), self.dtype_of[value]))
-        part = Gather(group)
-        stored = [self.made[parameter, self.assignment.produced[parameter]] for parameter in part.values]
-        gathered = self._call(self.names.new(f"gather_{group.name}"), part, *stored)
+        gather = self.gathers[group.name]
+        gathered = self._call(self.names.new(f"gather_{group.name}"), gather, *self._stored(gather))
         for index, member in enumerate(group.members):
             self.made[member.value, member.state] = self._item(gathered, index)
         return self.made[value, state]
+
+    def _stored(self, gather: Gather) -> list[fx.Node]:
+        return [self.late.get(value) or self.made[value, self.assignment.produced[value]] for value in gather.values]
+
+    def _wait_late(self) -> None:
+        """Parameters whose gradients are reduced while backward goes on pass a part that waits for them, before all else."""
+        for gather in self.gathers.values():
+            if gather.plan.prefetch and gather.plan.backward:
+                passed = self._call(self.names.new(f"late_{gather.plan.name}"), Late(gather), *self._stored(gather))
+                self.late.update({value: self._item(passed, index) for index, value in enumerate(gather.values)})
+
+    def _ahead(self, spans: Sequence[Span]) -> dict[str, list[Gather]]:
+        """The gathers that are issued before each piece: those of the pieces behind it, as far ahead as the plan says."""
+        ahead: dict[str, list[Gather]] = {}
+        for gather in self.gathers.values():
+            needs = [need for value in gather.values for need in self.assignment.needs[value]]
+            first = min((node for need in needs for node, _ in need.readers if node >= 0), default=-1)
+            position = next((index for index, span in enumerate(spans) if first in span.nodes), 0)
+            if gather.plan.forward and gather.plan.prefetch and position:
+                ahead.setdefault(spans[max(0, position - gather.plan.prefetch)].name, []).append(gather)
+        return ahead
 
     def stored(self, value: int, state: Placements) -> tuple[int, Placements]:
         """A parameter that is used as it is stored."""
@@ -213,13 +241,15 @@ class _PieceBuilder:
         self.overwritten = overwritten_buffers(self.graph) if again else ()
         self.until: int | None = None
 
-    def build(self) -> _PieceBuilder:
+    call: fx.Node
+
+    def build(self) -> tuple[fx.Node, ...]:
+        """Builds it; gives what it is called with."""
         for node in self.span.nodes:
             self._node(self.graph.nodes[node])
             if node + 1 == self.again.stop:
                 self.until = self.piece.mark()
-        self.call = self.program.call_piece(self.name, tuple(self.piece.inputs))
-        return self
+        return tuple(self.piece.inputs)
 
     def output(self, value: int, state: Placements) -> int:
         """The position of what it made among its outputs."""
@@ -239,7 +269,8 @@ class _PieceBuilder:
         part = self._part(op, node)
         if part is None:
             arguments = map_refs((op.args, dict(op.kwargs)), lambda ref: operands[ref.value])
-            result = self.piece.op(op.target, *on_device(arguments, self.program.device), self._name(node.address))
+            args, kwargs = on_device(arguments, self.program.device)
+            result = self.piece.op(op.target, args, kwargs, self._name(node.address))
         else:
             result = self.piece.part(self._name(node.address), part, operands)
         if len(node.outputs) == 1 and not _returns_several(node):

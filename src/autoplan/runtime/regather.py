@@ -15,26 +15,50 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from autoplan.runtime.rounds import Rounds
+
 
 @dataclass
 class GatheredAgain:
-    """One gathering of a group in one forward: how to run it again, and its members' full tensors while backward needs them."""
+    """One gathering of a group in one forward: how to run it again, and its members' full tensors while backward needs them.
 
-    again: Callable[[], dict[int, Tensor]]
+    It is issued when one of the `prefetch` groups that forward gathered after it is first asked for.
+    """
+
+    again: Callable[[], Rounds]
+    prefetch: int = 0
+    before: GatheredAgain | None = None  # the one that forward gathered before it
     handles: int = 0
+    flying: Rounds | None = None
     full: dict[int, Tensor] = field(default_factory=dict)
     asked: int = 0
+
+    def start(self) -> None:
+        """Issue its collectives, if it is not on its way or there already."""
+        if self.flying is None and not self.full:
+            with torch.no_grad():
+                self.flying = self.again()
 
     def member(self, index: int) -> Tensor:
         """The gathered tensor of a member, asked for by one of its handles."""
         if not self.full:
-            with torch.no_grad():
-                self.full = self.again()
+            self._gather()
         tensor = self.full[index]
         self.asked += 1
         if self.asked == self.handles:
             self.drop()
         return tensor
+
+    def _gather(self) -> None:
+        self.start()
+        assert self.flying is not None
+        earlier, distance = self.before, 1
+        while earlier is not None:
+            if distance <= earlier.prefetch and earlier.handles:
+                earlier.start()
+            earlier, distance = earlier.before, distance + 1
+        with torch.no_grad():
+            self.full, self.flying = self.flying.finish(), None
 
     def drop(self) -> None:
         """Free what was gathered; a further request (a second backward) gathers again."""
@@ -61,9 +85,12 @@ class Regathering:
 
     def __init__(self) -> None:
         self._tracked: dict[int, tuple[StorageWeakRef, GatheredAgain, int, int]] = {}
+        self._last: GatheredAgain | None = None
 
     def track(self, tensor: Tensor, gathered: GatheredAgain, member: int) -> None:
         """From now on, keep a handle in place of `tensor` or a view of it."""
+        if gathered is not self._last:
+            gathered.before, self._last = self._last, gathered
         reference = StorageWeakRef(tensor.untyped_storage())
         self._tracked[reference.cdata] = (reference, gathered, member, int(tensor.storage_offset()))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from autoplan.collectives import Collectives
 from autoplan.runtime.regather import Regathering
+from autoplan.runtime.rounds import Rounds, Tensors
 
 _SEED_STRIDE = 1_000_003  # nodes of one step and the same node of other steps draw different numbers
 
@@ -22,13 +23,36 @@ class Local:
         return self.seed + node
 
 
+class Reductions:
+    """Gradients that are reduced while backward goes on: at most one group is under way, so that one buffer more is held."""
+
+    def __init__(self) -> None:
+        self._flying: Rounds | None = None
+        self._by_name: dict[str, Rounds] = {}
+
+    def add(self, name: str, reduction: Rounds) -> None:
+        """One more under way; the one before is waited for."""
+        if self._flying is not None:
+            self._flying.finish()
+        self._flying = self._by_name[name] = reduction
+
+    def take(self, name: str) -> Tensors:
+        """The reduced gradients of a group's members."""
+        return self._by_name.pop(name).finish()
+
+
 @dataclass
 class Run:
-    """The group that carries collectives, the seed of the step (equal on all ranks), and what backward gathers again."""
+    """The group that carries collectives, the seed of the step (equal on all ranks), and what is under way.
+
+    `regathering` is what backward gathers again, `ahead` the gathers that were issued before their readers, by group.
+    """
 
     group: Collectives
     seed: int = 0
-    regathering: Regathering | None = field(default=None)
+    regathering: Regathering | None = None
+    ahead: dict[str, Rounds] = field(default_factory=dict)
+    reductions: Reductions = field(default_factory=Reductions)
 
     def local(self, first: int) -> Local:
         """What the piece that begins with the node `first` is handed."""

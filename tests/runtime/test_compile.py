@@ -1,0 +1,30 @@
+"""Compiled pieces: one function for all layers that compute the same, gathered parameters dropped and gathered again outside of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import process_jobs
+import pytest
+from runtime_cases import TINY, Seeded, graph_of, plan_of
+from test_program import fully_sharded
+
+from autoplan.graph.segments import find_segments
+from autoplan.plan.schema import RecomputeLine
+from autoplan.runtime.pool import WorkerPool
+
+
+@pytest.mark.parametrize(("recomputed", "graphs"), [(0, 3), (1, 4)], ids=["kept", "recomputed"])
+def test_layers_are_compiled_once_and_gather_as_in_eager(pool: WorkerPool, recomputed: int, graphs: int) -> None:
+    """Compiled are what comes before the layers, the layers, those that recompute, and the head with the loss."""
+    build = Seeded(TINY.factory, {**TINY.settings, "n_layers": 3})
+    assignment = fully_sharded(graph_of(build))
+    segments = find_segments(assignment.graph, {"layers"})[:recomputed]
+    plan = plan_of(assignment, build().module, recomputed=segments)
+    if recomputed:
+        plan = replace(plan, recompute={"layers.*": RecomputeLine(recomputed, 3, "full")})
+    for found in pool.run(process_jobs.compiled_pieces, build, plan):
+        assert found.losses[1] == pytest.approx(found.losses[0], rel=1e-5)
+        assert found.difference < 1e-5  # fp32
+        assert found.gathers == (3 + 2 * 3, 3 + 2 * 3)  # embedding, norm and head; each layer twice
+        assert (found.graphs, found.breaks) == (graphs, 0)
