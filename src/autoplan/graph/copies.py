@@ -46,9 +46,7 @@ class Copies:
     def begin(self, number: int, arguments: Iterable[int], place: Place, grad: bool) -> None:
         """A traced block starts here."""
         draft = self._draft
-        self._stretches[number] = _Stretch(
-            self._calls[number].fqn, place, grad, tuple(arguments), len(draft.calls), len(draft.values)
-        )
+        self._stretches[number] = _Stretch(self._calls[number].fqn, place, grad, tuple(arguments), len(draft.calls), len(draft.values))
 
     def end(self, number: int, results: Iterable[int], grad: bool) -> None:
         """The traced block ends here; raises Unlike where gradients are recorded at one end alone."""

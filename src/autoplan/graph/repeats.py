@@ -133,7 +133,9 @@ class Repeats:
     def _stand_in(self, block: _Block, traced: Sequence[_Traced], leaves: Sequence[Any]) -> Any:
         """The result of a call that repeats the `traced` ones, as one op."""
         like = traced[-1]
-        if any((t.spec, t.leaves, t.layouts, t.requires_grad) != (like.spec, like.leaves, like.layouts, like.requires_grad) for t in traced):
+        if any(
+            (t.spec, t.leaves, t.layouts, t.requires_grad) != (like.spec, like.leaves, like.layouts, like.requires_grad) for t in traced
+        ):
             raise self._refused(f"{block.fqn}: calls of equal blocks give results of another form")
         number = self._next(BlockCall(block.fqn, tuple(t.number for t in reversed(traced))))
         given = _tensors(leaves)
@@ -151,7 +153,9 @@ class Repeats:
     def _numberless(self, module: nn.Module, block: _Block) -> Iterator[None]:
         """Within it, the block's attributes that number the copies may be handed on but not looked at."""
         paths = [path.rpartition(".") for path in block.counts]
-        saved = [(attributes, name, attributes[name]) for owner, _, name in paths if name in (attributes := vars(module.get_submodule(owner)))]
+        saved = [
+            (attributes, name, attributes[name]) for owner, _, name in paths if name in (attributes := vars(module.get_submodule(owner)))
+        ]
         self._inside = True
         try:
             for attributes, name, _ in saved:
@@ -209,7 +213,17 @@ def _looked_at(number: _Number, *_: Any) -> Any:
     raise object.__getattribute__(number, "_look")()
 
 
-_MADE_OF = {"__new__", "__init__", "__class__", "__init_subclass__", "__subclasshook__", "__doc__", "__getattribute__", "__setattr__", "__delattr__"}
+_MADE_OF = {
+    "__new__",
+    "__init__",
+    "__class__",
+    "__init_subclass__",
+    "__subclasshook__",
+    "__doc__",
+    "__getattribute__",
+    "__setattr__",
+    "__delattr__",
+}
 for _name in [*(set(dir(int)) - _MADE_OF), "__getattr__"]:
     setattr(_Number, _name, _looked_at)
 
