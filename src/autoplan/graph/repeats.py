@@ -96,7 +96,9 @@ class Repeats:
             return
         counts = counting_attributes(children)
         for index, child in children.items():
-            self._blocks[id(vars(child))] = _Block(f"{fqn}.{index}".lstrip("."), counts)
+            self._blocks.setdefault(
+                id(vars(child)), _Block(f"{fqn}.{index}".lstrip("."), counts)
+            )  # under its first name, as traces have it
             self._types.add(type(child))
 
     def _forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
