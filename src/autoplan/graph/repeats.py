@@ -109,7 +109,7 @@ class Repeats:
                 return original(module, *args, **kwargs)
             leaves, spec = pytree.tree_flatten((args, kwargs))
             try:
-                state = signature(module, block.counts)
+                state = _state(module, block)
                 key = state, str(spec), _arguments(leaves), torch.is_grad_enabled()
             except NotComparable:
                 return original(module, *args, **kwargs)
@@ -123,7 +123,7 @@ class Repeats:
             after = pytree.tree_leaves((args, kwargs))
             if len(after) != len(leaves) or any(old is not new for old, new in zip(leaves, after, strict=True)):
                 raise self._refused(f"{block.fqn} changes its arguments")
-            if signature(module, block.counts) != state:
+            if _state(module, block) != state:
                 raise self._refused(f"{block.fqn} changes its attributes")
             results, made = pytree.tree_flatten(result)
             torch.ops.autoplan.block_ends(_tensors(results), number)
@@ -173,6 +173,11 @@ class Repeats:
         return Unlike(why)
 
 
+def _state(module: nn.Module, block: _Block) -> Hashable:
+    with torch._C.DisableTorchFunction():  # tracing looks at every question for a tensor's shape
+        return signature(module, block.counts)
+
+
 def _arguments(leaves: Sequence[Any]) -> Hashable:
     """What calls of a block must have in common; raises NotComparable for an argument that is no tensor and not plain."""
     first = {id(leaf): position for position, leaf in reversed(list(enumerate(leaves)))}
@@ -206,8 +211,8 @@ class _Number:
     def __init__(self, look: Callable[[], Exception]) -> None:
         self._look = look
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return int
 
 
