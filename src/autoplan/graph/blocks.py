@@ -206,8 +206,8 @@ class _Names:
         self._names: dict[int, Hashable] = {}
         for position, node in enumerate(copy.nodes):
             self._names.update({output: ("made", position, i) for i, output in enumerate(node.outputs)})
-        for value in graph.values:
-            if value.kind in ("parameter", "buffer") and value.address.startswith(copy.path):
+        for value in graph.state:
+            if value.address.startswith(copy.path):
                 self._names[value.id] = ("own", _relative(copy, value.address))
         self._outside = 0
 
@@ -241,4 +241,4 @@ def _relative(copy: _Copy, name: str) -> str:
 
 
 def _buffers_of(graph: Graph, path: str) -> list[int]:
-    return [value.id for value in graph.values if value.kind == "buffer" and value.address.startswith(path)]
+    return [value.id for value in graph.state if value.kind == "buffer" and value.address.startswith(path)]

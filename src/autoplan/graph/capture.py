@@ -11,7 +11,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from autoplan.graph.batchnorm import capturable_batch_norms
 from autoplan.graph.convert import convert
 from autoplan.graph.grouped_mm import grouped_products_in_all_dtypes
 from autoplan.graph.ir import Graph
+from autoplan.graph.repeats import Repeats
 from autoplan.graph.source import source_of_exception
 from autoplan.graph.trees import bound_arguments, input_leaves
 
@@ -34,20 +35,40 @@ CAPTURE_DEVICE = "cpu"
 
 
 def capture(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, mode: Mode, keep_outputs: bool = False
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    mode: Mode,
+    keep_outputs: bool = False,
+    every_copy: bool = False,
 ) -> Graph:
     """The graph of one forward of `module`; parameters, buffers and inputs may be real or on meta, and are not touched.
 
     In training the loss is the first scalar float of the output or its `.loss`, and the only output unless
     `keep_outputs`. Dropped are ops that no output needs, also random ones: the numbers that dropout draws are not a
     promise. Raises TargetError, naming the op or the user's line, for a model that cannot be captured.
+
+    Of repeated blocks only two copies are exported, where it can be told that the others are the same; the graph is the one
+    that exporting `every_copy` gives.
     """
     kwargs = dict(kwargs or {})
     inputs = input_leaves(module.forward, args, kwargs)
-    fake = _Faker(FakeTensorMode(allow_non_fake_inputs=True))
-    with _in_mode(module, mode), _without_storage(module, fake), capturable_batch_norms():
-        exported = _export(module, *fake.arguments(module.forward, args, kwargs))
-        return convert(exported, module, inputs, mode=mode, keep_outputs=keep_outputs)
+
+    def captured(repeats: Repeats | None) -> Graph:
+        fake = _Faker(FakeTensorMode(allow_non_fake_inputs=True))
+        with _in_mode(module, mode), _without_storage(module, fake), capturable_batch_norms():
+            call = fake.arguments(module.forward, args, kwargs)
+            with repeats.recorded() if repeats else nullcontext():
+                exported = _export(module, *call)
+            calls = repeats.calls if repeats else ()
+            return convert(exported, module, inputs, mode=mode, keep_outputs=keep_outputs, blocks=calls)
+
+    repeats = Repeats(module)
+    if repeats.possible and not every_copy:
+        with suppress(Exception):  # Unlike, or an op that cannot take what stands for a layer's number: a model's own error comes again
+            return captured(repeats)
+    return captured(None)
 
 
 class _Faker:

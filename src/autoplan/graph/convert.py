@@ -7,7 +7,7 @@ ops are named: ordinals count the ops that any of forward's outputs needs, which
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -15,22 +15,36 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from autoplan.errors import TargetError
+from autoplan.graph.copies import Copies
 from autoplan.graph.draft import Draft, Place, describe
 from autoplan.graph.ir import Graph, Parameter, Ref
+from autoplan.graph.repeats import BlockCall
 from autoplan.graph.routing import fuse_routed_experts
 from autoplan.graph.trees import leaf_paths
 from autoplan.graph.walk import Walk
 
 
-def convert(exported: ExportedProgram, module: nn.Module, inputs: Mapping[str, Any], *, mode: str, keep_outputs: bool) -> Graph:
-    """The graph of an exported forward; `inputs` are the leaves of the call by name, in the order of its placeholders."""
+def convert(
+    exported: ExportedProgram,
+    module: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    mode: str,
+    keep_outputs: bool,
+    blocks: Sequence[BlockCall] = (),
+) -> Graph:
+    """The graph of an exported forward; `inputs` are the leaves of the call by name, in the order of its placeholders.
+
+    `blocks` are the calls that the marks in it refer to; raises Unlike where these do not hold what they claim.
+    """
     draft = Draft()
-    placeholders = _declare(draft, exported, module, inputs, trains=mode == "train")
-    walk = Walk(draft, placeholders)
+    placeholders, state = _declare(draft, exported, module, inputs, trains=mode == "train")
+    walk = Walk(draft, placeholders, Copies(draft, blocks, state))
     results = walk.run(exported.graph_module, grad=True, place=Place("", "forward"))
     outputs, mutations = _results(exported, walk, results)
     if not outputs:
         raise TargetError("forward returns no tensor", next_step="return the loss, or the tensors wanted")
+    walk.check_blocks([*(value for _, value in outputs), *mutations.values()])
     loss = _loss(draft, outputs) if mode == "train" else None
     draft.keep([*(value for _, value in outputs), *mutations.values()])
     fuse_routed_experts(draft)
@@ -42,8 +56,13 @@ def convert(exported: ExportedProgram, module: nn.Module, inputs: Mapping[str, A
     return draft.freeze(outputs, loss, mutations)
 
 
-def _declare(draft: Draft, exported: ExportedProgram, module: nn.Module, inputs: Mapping[str, Any], *, trains: bool) -> dict[fx.Node, Any]:
-    """Declare inputs, parameters and buffers, also unused ones; what every placeholder stands for: a `Ref` or a literal."""
+def _declare(
+    draft: Draft, exported: ExportedProgram, module: nn.Module, inputs: Mapping[str, Any], *, trains: bool
+) -> tuple[dict[fx.Node, Any], dict[str, int]]:
+    """Declare inputs, parameters and buffers, also unused ones.
+
+    What every placeholder stands for, a `Ref` or a literal; and the values of parameters and buffers by all their names.
+    """
     leaves: list[Any] = []
     for name, leaf in inputs.items():
         if isinstance(leaf, Tensor):
@@ -75,7 +94,7 @@ def _declare(draft: Draft, exported: ExportedProgram, module: nn.Module, inputs:
                 f"the model takes {spec.target}, a {spec.kind.name.lower()}", next_step="autoplan plans models whose inputs are tensors"
             )
     assert next(user_inputs, None) is None, "export has fewer inputs than the call"
-    return stands_for
+    return stands_for, parameters | draft.buffers
 
 
 def _declare_parameters(draft: Draft, module: nn.Module, trains: bool) -> dict[str, int]:

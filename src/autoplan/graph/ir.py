@@ -132,6 +132,11 @@ class Graph:
     output_names: tuple[str, ...] = ()
 
     @cached_property
+    def state(self) -> tuple[Value, ...]:
+        """Parameters and buffers."""
+        return tuple(value for value in self.values if value.kind in ("parameter", "buffer"))
+
+    @cached_property
     def producers(self) -> Mapping[int, Node]:
         """The node that makes each op value."""
         return {value: node for node in self.nodes for value in node.outputs}

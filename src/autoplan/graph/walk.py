@@ -18,10 +18,12 @@ from torch import Tensor, fx
 from torch._ops import HigherOrderOperator, OpOverload
 
 from autoplan.errors import TargetError
+from autoplan.graph.copies import Copies
 from autoplan.graph.draft import Draft, Place
 from autoplan.graph.inplace import functional_value, is_in_place, refusal, write_back
 from autoplan.graph.ir import Ref
 from autoplan.graph.ops import bind, short_name, written_arguments
+from autoplan.graph.repeats import Unlike
 from autoplan.graph.source import source_of_trace
 
 _DROPPED = frozenset({"_assert_async", "_functional_assert_async", "_assert_scalar", "_functional_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"})  # fmt: skip
@@ -31,6 +33,7 @@ _FRESH_COPIES = frozenset({"lift_fresh_copy"})  # of a constant: writing to it m
 _REGIONS = frozenset(
     {"wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap_activation_checkpoint", "wrap"}
 )
+_BLOCKS = frozenset({"block_begins", "block_ends", "block_again"})
 _REPEAT = re.compile(r"@\d+")  # layers.0@1 is the second call of layers.0
 
 
@@ -49,8 +52,9 @@ class Walk:
     nodes that view overwritten memory are `_stale` and made again when they are next read.
     """
 
-    def __init__(self, draft: Draft, placeholders: Mapping[fx.Node, Any]) -> None:
+    def __init__(self, draft: Draft, placeholders: Mapping[fx.Node, Any], copies: Copies) -> None:
         self._draft = draft
+        self._copies = copies
         self._grad = True
         self._roots: dict[fx.Node, Ref] = {node: ref for node, ref in placeholders.items() if isinstance(ref, Ref)}
         self._current: dict[fx.Node, Any] = dict(self._roots)  # a Ref, or a tuple of them for an op with several outputs
@@ -60,6 +64,9 @@ class Walk:
         self._viewers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         self._stale: set[fx.Node] = set()
         self._places: dict[fx.Node, Place] = {}
+        self._block: set[fx.Node] | None = None  # the nodes of the block that is being walked
+        self._handed_over: set[fx.Node] = set()  # memory that blocks take or return
+        self._written: set[fx.Node] = set()
 
     def run(self, graph_module: fx.GraphModule, *, grad: bool, place: Place) -> list[Any]:
         """Convert one graph or region, recording gradients or not; the nodes and literals that it returns."""
@@ -93,8 +100,12 @@ class Walk:
 
     def _call(self, node: fx.Node, owner: fx.GraphModule) -> None:
         target: Any = node.target
+        if self._block is not None:
+            self._block.add(node)
         if isinstance(target, HigherOrderOperator):
             self._regions[node] = self._region(node, owner)
+        elif isinstance(target, OpOverload) and short_name(target) in _BLOCKS:
+            self._block_call(node, short_name(target))
         elif target is operator.getitem:
             self._getitem(node)
         elif not isinstance(target, OpOverload):
@@ -116,6 +127,30 @@ class Walk:
             self._same[node] = node.args[0]
         else:
             self._op(node, torch.ops.aten.detach.default if short_name(target) in _DETACHES else target)
+
+    def _block_call(self, node: fx.Node, mark: str) -> None:
+        """A mark of a repeated block: where a traced one begins or ends, or one that is a copy of those."""
+        given: Any = node.args[0]
+        number: Any = node.args[1]
+        if any(self._resolved(tensor) in self._stale for tensor in given):
+            raise Unlike("a block takes or returns a view of what was overwritten")
+        values = [self.value(tensor).value for tensor in given]
+        self._handed_over.update(map(self._root, given))
+        if mark == "block_begins":
+            self._block = set()
+            self._copies.begin(number, values, self._places[node], self._grad)
+        elif mark == "block_ends":
+            self._block = None
+            self._copies.end(number, values, self._grad)
+        else:
+            self._handed_over.add(node)
+            self._current[node] = tuple(map(Ref, self._copies.again(number, values, self._places[node], self._grad)))
+
+    def check_blocks(self, leaving: Iterable[int]) -> None:
+        """Raises Unlike where a repeated block is more than a function of its arguments; `leaving` are forward's results."""
+        if self._written & self._handed_over:
+            raise Unlike("an in-place op writes to what a block takes or returns")
+        self._copies.check_reads(leaving)
 
     def _op(self, node: fx.Node, target: OpOverload) -> None:
         args, kwargs = self._arguments(node)
@@ -177,6 +212,7 @@ class Walk:
     def _write(self, written: Any, after: Ref, place: Place) -> None:
         """The memory of `written` now holds `after`: say so to the node, to what it is a view of, and to other views."""
         node = self._resolved(written)
+        self._note_write(node)
         self._set(node, after, None)
         while (view := self._views.get(node)) is not None:
             if view.target is None:
@@ -186,6 +222,13 @@ class Walk:
             after = Ref(write_back(self._draft, view.target, args, kwargs, after.value, place, grad=self._grad))
             node, child = self._resolved(view.base), node
             self._set(node, after, child)
+
+    def _note_write(self, node: fx.Node) -> None:
+        root = self._root(node)
+        if self._block is None:
+            self._written.add(root)
+        elif root not in self._block:
+            raise Unlike("an in-place op in a block writes to what it has not made")
 
     def _replace_output(self, node: fx.Node, after: Ref, place: Place) -> None:
         """One output of an op with several is overwritten, which only matters to who takes the same output again."""
@@ -220,9 +263,7 @@ class Walk:
         return outputs[0] if isinstance(node.meta["val"], Tensor) else outputs
 
     def _refuse_lost_writes(self, node: fx.Node, place: Place) -> None:
-        root = node
-        while root in self._views:
-            root = self._resolved(self._views[root].base)
+        root = self._root(node)
         declared = self._roots.get(root)
         if declared is not None and self._draft.values[declared.value].kind != "buffer":
             value = self._draft.values[declared.value]
@@ -237,6 +278,13 @@ class Walk:
     def _needs_grad(self, node: Any) -> bool:
         value = self.value(node)
         return isinstance(value, Ref) and self._draft.values[value.value].needs_grad
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        """The node that made the memory which `node` shows."""
+        root = self._resolved(node)
+        while root in self._views:
+            root = self._resolved(self._views[root].base)
+        return root
 
     def _resolved(self, node: Any) -> Any:
         while isinstance(node, fx.Node) and node in self._same:
