@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model, Span, Usage
+from autoplan.planner.solver.rows import without_superfluous_rows
 from autoplan.planner.solver.trail import Bridged, Fixed, Kept, Merged, Trail
 
 LARGEST_COMPARISON = 3_000_000  # entries looked at to compare the strategies of one node along one edge
@@ -26,7 +27,7 @@ class Infeasible(Exception):
 def reduce(model: Model, *, limited: bool = True) -> tuple[Model, Trail]:
     """The reduced problem and the way back; raises Infeasible where it is seen that nothing fits.
 
-    If not `limited`, the limits only say where to count from: every row stays, and the problem is the same for all limits.
+    If not `limited`, the limits only say where to count from: the problem is the same for all limits that differ by a constant.
     """
     reducer = _Reducer(model, limited)
     reducer.run()
@@ -73,6 +74,7 @@ class _Reducer:
         model = Model(
             [costs for costs in self.costs if costs is not None], [self.usage[u] for u in left], edges, self.limits, self.constant
         )
+        model, self.trail.rows = without_superfluous_rows(model, limited=self.limited)
         return model, self.trail
 
     def _visit(self, u: int) -> None:

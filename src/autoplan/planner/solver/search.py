@@ -155,6 +155,7 @@ def _cheapest_within(
         try:
             core, kept = restricted(core, below, threshold)
             core, trail = reduce(core)
+            prices = trail.prices(below.prices)
         except Infeasible:
             return Found(best.choice, threshold if best.choice else None, True)
         way = way.then(kept, trail)
@@ -164,7 +165,8 @@ def _cheapest_within(
         engine = engine_for(core, threshold)
         if isinstance(engine, Passing) and core.strategies > SHRINKING * before:
             break
-        below = bound(engine, below.prices, meet, deadline)
+        below = bound(engine, prices, meet, deadline)
+        prices = below.prices
         if best.cost is not None:
             threshold = min(threshold, best.cost)
             if best.cost - below.value <= gap:
@@ -175,7 +177,7 @@ def _cheapest_within(
             return Found(best.choice, below.value, False)
         if core.strategies > SHRINKING * before:
             break
-    found = cheapest(core, threshold, np.flatnonzero(below.prices > 0).tolist(), deadline, gap=gap, on_progress=on_progress)
+    found = cheapest(core, threshold, np.flatnonzero(prices > 0).tolist(), deadline, gap=gap, on_progress=on_progress)
     if found.choice is not None:
         best.meet(way.back(found.choice), core.cost_of(found.choice))
     return replace(found, choice=best.choice)
@@ -202,7 +204,7 @@ def minimise_peak(model: Model, deadline: float | None) -> Result | None:
             best.meet(trail.expand(choice), int((used - reduced.limits).max()))
         return best.cost
 
-    rows = len(model.limits)
+    rows = len(reduced.limits)
     below = bound(engine_for(reduced, top), np.full(rows, 1 / rows), meet, deadline, simplex=True)
     proved, finished = below.value, True
     slacks = iter(BANDS)
@@ -234,12 +236,13 @@ def _smallest_within(model: Model, below: Bound, threshold: int, deadline: float
         )
         core, kept = restricted(core, closer, 0)
         core, trail = reduce(core)
+        prices = trail.prices(closer.prices)
         way = way.then(kept, trail)
     except Infeasible:
         return Found(None, threshold + 1, True)
     if not core.costs:
         return Found(way.back(()), threshold, True)
-    found = least_excess(core, np.flatnonzero(closer.prices > 0).tolist(), deadline)
+    found = least_excess(core, np.flatnonzero(prices > 0).tolist(), deadline)
     bound_ = threshold + 1 if found.choice is None and found.finished else None if found.bound is None else found.bound + threshold
     return Found(None if found.choice is None else way.back(found.choice), bound_, found.finished)
 
