@@ -8,6 +8,7 @@ uses moves into nodes, the constant and the limits, so that what is left starts 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import perf_counter
 
 import numpy as np
 
@@ -24,13 +25,13 @@ class Infeasible(Exception):
     """No choice keeps every limit and avoids what is forbidden."""
 
 
-def reduce(model: Model, *, limited: bool = True) -> tuple[Model, Trail]:
-    """The reduced problem and the way back; raises Infeasible where it is seen that nothing fits.
+def reduce(model: Model, deadline: float | None = None, *, limited: bool = True) -> tuple[Model, Trail]:
+    """The reduced problem and the way back, as far as it comes in time; raises Infeasible where it is seen that nothing fits.
 
     If not `limited`, the limits only say where to count from: the problem is the same for all limits that differ by a constant.
     """
     reducer = _Reducer(model, limited)
-    reducer.run()
+    reducer.run(deadline)
     return reducer.result()
 
 
@@ -54,11 +55,13 @@ class _Reducer:
         for u, costs in enumerate(model.costs):
             self._keep(u, costs < FORBIDDEN)
 
-    def run(self) -> None:
+    def run(self, deadline: float | None) -> None:
         """Steps until none applies; which rows can still be exceeded is seen anew each time the others stand still."""
         self._watch_rows()
         while self.todo:
             while self.todo:
+                if deadline is not None and perf_counter() > deadline:
+                    return
                 u = next(iter(self.todo))
                 del self.todo[u]
                 if self.costs[u] is not None:
