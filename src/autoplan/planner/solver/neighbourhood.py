@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from autoplan.planner.solver.cpsat import cheapest
+from autoplan.planner.solver.cpsat import Found, cheapest
 from autoplan.planner.solver.model import FORBIDDEN, Edge, Model
 from autoplan.planner.solver.reduce import Infeasible, reduce
 
@@ -46,15 +46,12 @@ class Neighbourhoods:
             core, trail = reduce(part)
         except Infeasible:
             raise AssertionError("a choice within the limits was pruned") from None
-        if not core.costs:
-            found, finished = (), True
-        else:
-            result = cheapest(core, cost - 1, [], latest)
-            found, finished = result.choice, result.finished
-        self.size *= GROWTH if finished and perf_counter() - start < PATIENCE_S / 2 else SHRINKAGE
-        if found is None or core.cost_of(found) >= cost:
+        found = cheapest(core, cost - 1, [], latest) if core.costs else Found((), core.constant, True)
+        self.size *= GROWTH if found.finished and perf_counter() - start < PATIENCE_S / 2 else SHRINKAGE
+        better = None if found.choice is None else core.cost_of(found.choice)
+        if found.choice is None or better is None or better >= cost:
             return False
-        for u, s in zip(nodes, trail.expand(found), strict=True):
+        for u, s in zip(nodes, trail.expand(found.choice), strict=True):
             self.choice[u] = s
         self.used = self.model.used_by(self.choice)
         return True
@@ -63,7 +60,7 @@ class Neighbourhoods:
         """Around a random node, or around some that use what a full row has."""
         size = min(len(self.near), max(2, int(self.size)))
         starts = [self.random.randrange(len(self.near))]
-        if len(self.used) and self.random.random() < 0.5:
+        if self.used.any() and self.random.random() < 0.5:
             row = self.random.choices(range(len(self.used)), (self.used / np.maximum(1, self.model.limits)) ** 8)[0]
             using = [u for u, usage in enumerate(self.model.usage) if any(row in range(*span) for span in usage)]
             starts = self.random.sample(using, min(len(using), 1 + size // 6)) or starts

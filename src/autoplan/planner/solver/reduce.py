@@ -50,6 +50,7 @@ class _Reducer:
         self.spans: dict[Span, Span | None] = {}
         self.todo: dict[int, None] = dict.fromkeys(range(len(model.costs)))
         self.pushed: set[tuple[int, int]] = set()
+        self.least_limit = 0  # of all rows, when they were last looked at: what uses no more may fit
         for (u, w), edge in model.edges.items():
             self._add_edge(u, w, edge)
         for u, costs in enumerate(model.costs):
@@ -201,7 +202,7 @@ class _Reducer:
             if amounts.any():
                 self.usage[u][span] = amounts
         for span, amounts in self.usage[u].items():
-            if self.limited:
+            if self.limited and amounts.max() > self.least_limit:
                 wanted &= amounts <= self.limits[span.rows].min()
         self._keep(u, wanted)
 
@@ -369,6 +370,7 @@ class _Reducer:
         changed = bool((active != self.active).any())
         if changed:
             self.active, self.spans = active, {}
+        self.least_limit = int(self.limits.min(initial=FORBIDDEN))
         room: dict[Span, int] = {}
         for u, usage in owners:
             for span, amounts in usage.items():

@@ -50,7 +50,8 @@ class _Events:
     """Where what a strategy (or a pair) uses changes: at `row` that of `entry` by `amount`; `owner[entry]` is its node or edge."""
 
     def __init__(self, owners: Sequence[Usage]) -> None:
-        rows, entries, amounts, sizes = [], [], [], []
+        rows, entries, amounts = [], [], []
+        sizes: list[int] = []
         for usage in filter(None, owners):
             first = sizes[-1] if sizes else 0
             size = next(iter(usage.values())).size
