@@ -41,7 +41,7 @@ def bound(engine: Passing | Elimination, prices: Array, meet: Meet, deadline: fl
     best, best_prices, idle = -(1 << 100), prices, 0
     for round_ in range(ROUNDS):
         engine.set_prices(prices, whole=simplex)
-        engine.improve(first=not round_)
+        engine.improve(not round_, deadline)
         choice = engine.decode()
         used = model.used_by(choice)
         known = meet(choice, used)
@@ -63,12 +63,14 @@ def bound(engine: Passing | Elimination, prices: Array, meet: Meet, deadline: fl
         if most <= best + CLOSE * abs(best) or (not cuts.priced):
             break
         prices = reached if idle < 2 else (reached + best_prices) / 2
-    return _conclude(engine, best_prices, best, simplex=simplex)
+    return _conclude(engine, best_prices, best, deadline, simplex=simplex)
 
 
-def _conclude(engine: Passing | Elimination, prices: Array, best: int, *, simplex: bool) -> Bound:
+def _conclude(engine: Passing | Elimination, prices: Array, best: int, deadline: float | None, *, simplex: bool) -> Bound:
     """The bounds on strategies under the best prices."""
+    if deadline is not None and perf_counter() > deadline:
+        return Bound(best, tuple(np.full(len(costs), best) for costs in engine.priced.model.costs), prices)
     engine.set_prices(prices, whole=simplex)
-    engine.improve(first=True)
+    engine.improve(True, deadline)
     value = max(best, engine.bound)
     return Bound(value, tuple(np.maximum(costs, value) for costs in engine.conditionals()), prices)

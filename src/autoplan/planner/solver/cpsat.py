@@ -168,7 +168,7 @@ def _run(core: _Core, deadline: float | None, gap: int, constant: int, on_progre
 
 
 def _solve_interruptibly(solver: cp_model.CpSolver, model: cp_model.CpModel, callback: _Progress | None) -> int:
-    """The solver's status. CP-SAT takes Ctrl-C for the end of its time, so it runs beside and Python hears it."""
+    """The solver's status. CP-SAT runs beside, so that Python hears Ctrl-C: the end of its time if it has found a choice."""
     solver.parameters.catch_sigint_signal = False
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(solver.solve, model, callback)
@@ -176,4 +176,6 @@ def _solve_interruptibly(solver: cp_model.CpSolver, model: cp_model.CpModel, cal
             return running.result()
         except KeyboardInterrupt:
             solver.stop_search()
-            raise
+            if running.result() not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+                raise
+            return running.result()

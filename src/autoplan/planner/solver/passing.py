@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 
@@ -61,11 +62,13 @@ class Passing:
         """The bound on the cost of every choice within the limits."""
         return self.priced.unscaled(self.value)
 
-    def improve(self, first: bool) -> None:
+    def improve(self, first: bool, deadline: float | None = None) -> None:
         """Sweep until the bound stands still, a few times at most; many times at first."""
         last = self.value
         for _ in range(FIRST_SWEEPS if first else SWEEPS):
             self.sweep()
+            if deadline is not None and perf_counter() > deadline:
+                break
             if self.value - last <= abs(self.value) >> (27 if first else 22):
                 break
             last = self.value

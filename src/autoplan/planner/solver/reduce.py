@@ -8,10 +8,12 @@ uses moves into nodes, the constant and the limits, so that what is left starts 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from time import perf_counter
 
 import numpy as np
 
 from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model, Span, Usage
+from autoplan.planner.solver.rows import without_superfluous_rows
 from autoplan.planner.solver.trail import Bridged, Fixed, Kept, Merged, Trail
 
 LARGEST_COMPARISON = 3_000_000  # entries looked at to compare the strategies of one node along one edge
@@ -23,13 +25,13 @@ class Infeasible(Exception):
     """No choice keeps every limit and avoids what is forbidden."""
 
 
-def reduce(model: Model, *, limited: bool = True) -> tuple[Model, Trail]:
-    """The reduced problem and the way back; raises Infeasible where it is seen that nothing fits.
+def reduce(model: Model, deadline: float | None = None, *, limited: bool = True) -> tuple[Model, Trail]:
+    """The reduced problem and the way back, as far as it comes in time; raises Infeasible where it is seen that nothing fits.
 
-    If not `limited`, the limits only say where to count from: every row stays, and the problem is the same for all limits.
+    If not `limited`, the limits only say where to count from: the problem is the same for all limits that differ by a constant.
     """
     reducer = _Reducer(model, limited)
-    reducer.run()
+    reducer.run(deadline)
     return reducer.result()
 
 
@@ -48,16 +50,19 @@ class _Reducer:
         self.spans: dict[Span, Span | None] = {}
         self.todo: dict[int, None] = dict.fromkeys(range(len(model.costs)))
         self.pushed: set[tuple[int, int]] = set()
+        self.least_limit = 0  # of all rows, when they were last looked at: what uses no more may fit
         for (u, w), edge in model.edges.items():
             self._add_edge(u, w, edge)
         for u, costs in enumerate(model.costs):
             self._keep(u, costs < FORBIDDEN)
 
-    def run(self) -> None:
+    def run(self, deadline: float | None) -> None:
         """Steps until none applies; which rows can still be exceeded is seen anew each time the others stand still."""
         self._watch_rows()
         while self.todo:
             while self.todo:
+                if deadline is not None and perf_counter() > deadline:
+                    return
                 u = next(iter(self.todo))
                 del self.todo[u]
                 if self.costs[u] is not None:
@@ -73,6 +78,7 @@ class _Reducer:
         model = Model(
             [costs for costs in self.costs if costs is not None], [self.usage[u] for u in left], edges, self.limits, self.constant
         )
+        model, self.trail.rows = without_superfluous_rows(model, limited=self.limited)
         return model, self.trail
 
     def _visit(self, u: int) -> None:
@@ -196,7 +202,7 @@ class _Reducer:
             if amounts.any():
                 self.usage[u][span] = amounts
         for span, amounts in self.usage[u].items():
-            if self.limited:
+            if self.limited and amounts.max() > self.least_limit:
                 wanted &= amounts <= self.limits[span.rows].min()
         self._keep(u, wanted)
 
@@ -364,6 +370,7 @@ class _Reducer:
         changed = bool((active != self.active).any())
         if changed:
             self.active, self.spans = active, {}
+        self.least_limit = int(self.limits.min(initial=FORBIDDEN))
         room: dict[Span, int] = {}
         for u, usage in owners:
             for span, amounts in usage.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from time import perf_counter
 
 import numpy as np
@@ -16,7 +17,9 @@ import numpy as np
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.cpsat import Found, cheapest, least_excess
 from autoplan.planner.solver.eliminate import Elimination, TooWide
+from autoplan.planner.solver.improve import Improver
 from autoplan.planner.solver.model import FORBIDDEN, Array, Model
+from autoplan.planner.solver.neighbourhood import Neighbourhoods
 from autoplan.planner.solver.passing import Passing
 from autoplan.planner.solver.priced import BITS
 from autoplan.planner.solver.reduce import Infeasible, reduce
@@ -42,6 +45,10 @@ BANDS = (
 )  # how far above what is proved the next threshold is guessed
 SHRINKING = 0.8  # of the strategies: if more are left, bounding once more would not help
 UNLIMITED = 1 << 55
+REDUCING, FIRST_CHOICE, BOUNDING, IMPROVING = 0.6, 0.1, 0.4, 0.3  # parts of the time left, at most
+LARGEST_CORE = 150_000  # pairs of strategies: beyond, CP-SAT would not come to an end in any time limit
+PATIENCE = 40  # forests that lead to nothing better
+NEIGHBOURHOODS = 60  # the same
 GLANCE = 5  # sweeps, to see how much a good choice may cost
 
 
@@ -87,54 +94,113 @@ def minimise_cost(
     """The cheapest choice within the limits, to within `gap`; None where nothing fits. `known` is a choice to begin with.
 
     `outer(threshold)` bounds the model's strategies in choices of at most the threshold, if they are bounded already. Only choices
-    cheaper than `cutoff` are looked for: a result without a choice whose bound reaches it says that there is none.
+    cheaper than `cutoff` are looked for: a result without a choice whose bound reaches it says that there is none. Ctrl-C ends
+    the search like the deadline, unless no choice is known yet.
     """
-    best = _Best(cutoff)
+    search = _Search(model, deadline, cutoff, gap, on_progress)
     if known is not None and model.fits(known):
-        best.meet(known, model.cost_of(known))
+        search.best.meet(known, model.cost_of(known))
     try:
-        reduced, trail = reduce(model) if outer is None else (model, Trail(nodes=tuple(range(len(model.costs)))))
+        return search.run(outer)
     except Infeasible:
         return None
+    except KeyboardInterrupt:
+        if search.best.choice is None:
+            raise
+        return search.result(finished=False)
 
-    def meet(choice: Sequence[int], used: Array) -> int | None:
-        if (used <= reduced.limits).all():
-            cost = reduced.cost_of(choice)
-            if cost is not None and (best.below is None or cost < best.below):
-                best.meet(trail.expand(choice), cost)
-        return best.below
 
-    below = outer(UNLIMITED) if outer else bound(Passing(reduced, glance(reduced)), np.zeros(len(reduced.limits)), meet, deadline)
-    proved = below.value
-    for slack in (*BANDS, None):
-        if best.cost is not None and best.cost - proved <= gap:
-            break
-        if best.cost is None and cutoff is not None and proved >= cutoff:
-            return Result(None, None, proved, True)
-        threshold = proved + max(1, int(slack * abs(proved))) if slack is not None else UNLIMITED
-        if cutoff is not None:
-            threshold = min(threshold, cutoff - 1)
-        if best.cost is not None:
-            threshold = min(threshold, best.cost)
-        try:
+class _Search:
+    """The best choice of a model and what is proved about all, while both come closer."""
+
+    def __init__(
+        self, model: Model, deadline: float | None, cutoff: int | None, gap: int, on_progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.model, self.deadline, self.cutoff, self.gap, self.on_progress = model, deadline, cutoff, gap, on_progress
+        self.best = _Best(cutoff)
+        self.proved = model.constant + sum(int(costs.min()) for costs in model.costs) + sum(int(e.cost.min()) for e in model.edges.values())
+        self.reduced, self.trail = model, Trail(nodes=tuple(range(len(model.costs))))
+        self.met: tuple[int, ...] | None = None  # the best choice of the reduced model
+
+    def run(self, outer: Callable[[int], Bound] | None) -> Result:
+        """Bounds, choices, and bands between both; raises Infeasible."""
+        if outer is None:
+            self.reduced, self.trail = reduce(self.model, self._share(REDUCING))
+        below = outer(UNLIMITED) if outer else self._bound()
+        self.proved = max(self.proved, below.value)
+        if outer is None or self.best.cost is None:
+            self._improve(below)
+        for slack in (*BANDS, None):
+            if self.best.below is not None and self.best.below - self.proved <= (0 if self.best.cost is None else self.gap):
+                break
+            threshold = self.proved + max(1, int(slack * abs(self.proved))) if slack is not None else UNLIMITED
+            if self.best.cost is not None:
+                threshold = min(threshold, self.best.cost)
+            if self.cutoff is not None:
+                threshold = min(threshold, self.cutoff - 1)
             closer = outer(threshold) if outer else below
-            found = _cheapest_within(reduced, closer, threshold, deadline, gap, on_progress)
-        except KeyboardInterrupt:
-            if best.choice is None:
-                raise
-            found = Found(None, None, False)
-        if found.choice is not None:
-            best.meet(trail.expand(found.choice), reduced.cost_of(found.choice))
-        if not found.finished:
-            proved = max(proved, min(found.bound or proved, threshold))
-            return Result(best.choice, best.cost, min(proved, best.cost) if best.cost is not None else proved, False)
-        if found.choice is not None:
-            assert found.bound is not None
-            return Result(best.choice, best.cost, found.bound, True)
-        if threshold == UNLIMITED and best.cost is None:
-            return None
-        proved = threshold if threshold == best.cost else threshold + 1
-    return Result(best.choice, best.cost, proved if best.cost is None else min(proved, best.cost), True)
+            found = _cheapest_within(self.reduced, closer, threshold, self.deadline, self.gap, self.on_progress)
+            if found.choice is not None:
+                self._meet(found.choice, self.reduced.used_by(found.choice))
+            if not found.finished:
+                self.proved = max(self.proved, min(found.bound or self.proved, threshold))
+                if self.deadline is not None:
+                    self._look_around(inf, self.deadline)
+                return self.result(finished=False)
+            if found.choice is not None:
+                assert found.bound is not None
+                return Result(self.best.choice, self.best.cost, found.bound, True)
+            if threshold == UNLIMITED and self.best.cost is None:
+                raise Infeasible
+            self.proved = threshold if threshold == self.best.cost else threshold + 1
+        return self.result(finished=True)
+
+    def result(self, *, finished: bool) -> Result:
+        """What is known now."""
+        best = self.best
+        return Result(best.choice, best.cost, self.proved if best.cost is None else min(self.proved, best.cost), finished)
+
+    def _share(self, part: float) -> float | None:
+        """The end of a part of the time that is left."""
+        now = perf_counter()
+        return None if self.deadline is None else now + part * max(0.0, self.deadline - now)
+
+    def _meet(self, choice: Sequence[int], used: Array) -> int | None:
+        if (used <= self.reduced.limits).all():
+            cost = self.reduced.cost_of(choice)
+            if cost is not None and (self.best.below is None or cost < self.best.below):
+                self.met = tuple(choice)
+                self.best.meet(self.trail.expand(choice), cost)
+                if self.on_progress is not None:
+                    self.on_progress(cost, self.proved)
+        return self.best.below
+
+    def _bound(self) -> Bound:
+        """The bounds by messages and prices; on the way a first choice within the limits, in case that there is no time for more."""
+        passing = Passing(self.reduced, glance(self.reduced))
+        prices = np.zeros(len(self.reduced.limits))
+        passing.set_prices(prices)
+        passing.improve(False, self._share(FIRST_CHOICE))
+        magnitude = max(1, abs(passing.bound))
+        Improver(self.reduced, magnitude, passing.decode(), prices, self._meet).run(PATIENCE, self._share(FIRST_CHOICE))
+        return bound(passing, prices, self._meet, self._share(BOUNDING))
+
+    def _improve(self, below: Bound) -> None:
+        """Better choices while they are found: forests from the strategies with the least bounds, then neighbourhoods of the best."""
+        model = self.reduced
+        least = [int(conditional.argmin()) for conditional in below.conditional]
+        Improver(model, max(1, abs(below.value)), least, below.prices, self._meet).run(PATIENCE, self._share(IMPROVING))
+        self._look_around(NEIGHBOURHOODS, self._share(IMPROVING))
+
+    def _look_around(self, patience: float, end: float | None) -> None:
+        """Neighbourhoods of the best choice until so many in a row have led to nothing better."""
+        if self.met is None or self.best.cost is None or self.best.cost - self.proved <= self.gap or not self.reduced.costs:
+            return
+        around, idle = Neighbourhoods(self.reduced, self.met), 0
+        while idle < patience and (end is None or perf_counter() < end):
+            idle = 0 if around.step(end) else idle + 1
+            if not idle:
+                self._meet(around.choice, around.used)
 
 
 def _cheapest_within(
@@ -154,7 +220,8 @@ def _cheapest_within(
         before = core.strategies
         try:
             core, kept = restricted(core, below, threshold)
-            core, trail = reduce(core)
+            core, trail = reduce(core, deadline)
+            prices = trail.prices(below.prices)
         except Infeasible:
             return Found(best.choice, threshold if best.choice else None, True)
         way = way.then(kept, trail)
@@ -164,7 +231,8 @@ def _cheapest_within(
         engine = engine_for(core, threshold)
         if isinstance(engine, Passing) and core.strategies > SHRINKING * before:
             break
-        below = bound(engine, below.prices, meet, deadline)
+        below = bound(engine, prices, meet, deadline)
+        prices = below.prices
         if best.cost is not None:
             threshold = min(threshold, best.cost)
             if best.cost - below.value <= gap:
@@ -175,7 +243,9 @@ def _cheapest_within(
             return Found(best.choice, below.value, False)
         if core.strategies > SHRINKING * before:
             break
-    found = cheapest(core, threshold, np.flatnonzero(below.prices > 0).tolist(), deadline, gap=gap, on_progress=on_progress)
+    if deadline is not None and sum(edge.cost.size for edge in core.edges.values()) > LARGEST_CORE:
+        return Found(best.choice, below.value, False)
+    found = cheapest(core, threshold, np.flatnonzero(prices > 0).tolist(), deadline, gap=gap, on_progress=on_progress)
     if found.choice is not None:
         best.meet(way.back(found.choice), core.cost_of(found.choice))
     return replace(found, choice=best.choice)
@@ -192,7 +262,7 @@ def minimise_peak(model: Model, deadline: float | None) -> Result | None:
         constant=0,
     )
     try:
-        reduced, trail = reduce(free, limited=False)
+        reduced, trail = reduce(free, deadline, limited=False)
     except Infeasible:
         return None
     best = _Best()
@@ -202,7 +272,7 @@ def minimise_peak(model: Model, deadline: float | None) -> Result | None:
             best.meet(trail.expand(choice), int((used - reduced.limits).max()))
         return best.cost
 
-    rows = len(model.limits)
+    rows = len(reduced.limits)
     below = bound(engine_for(reduced, top), np.full(rows, 1 / rows), meet, deadline, simplex=True)
     proved, finished = below.value, True
     slacks = iter(BANDS)
@@ -234,12 +304,13 @@ def _smallest_within(model: Model, below: Bound, threshold: int, deadline: float
         )
         core, kept = restricted(core, closer, 0)
         core, trail = reduce(core)
+        prices = trail.prices(closer.prices)
         way = way.then(kept, trail)
     except Infeasible:
         return Found(None, threshold + 1, True)
     if not core.costs:
         return Found(way.back(()), threshold, True)
-    found = least_excess(core, np.flatnonzero(closer.prices > 0).tolist(), deadline)
+    found = least_excess(core, np.flatnonzero(prices > 0).tolist(), deadline)
     bound_ = threshold + 1 if found.choice is None and found.finished else None if found.bound is None else found.bound + threshold
     return Found(None if found.choice is None else way.back(found.choice), bound_, found.finished)
 

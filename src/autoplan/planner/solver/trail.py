@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from autoplan.planner.solver.model import Array
 
 
@@ -66,10 +68,16 @@ Step = Kept | Fixed | Merged | Bridged
 
 @dataclass(slots=True)
 class Trail:
-    """The steps in order, and the numbers that the remaining nodes had before."""
+    """The steps in order, the numbers that the remaining nodes had before, and for each former row the one that stands for it, or -1."""
 
     steps: list[Step] = field(default_factory=list)
     nodes: tuple[int, ...] = ()
+    rows: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def prices(self, before: Array) -> Array:
+        """Prices of the former rows as prices of the rows now."""
+        kept = self.rows >= 0
+        return np.bincount(self.rows[kept], weights=before[kept], minlength=self.rows.max(initial=-1) + 1)
 
     def expand(self, choice: Sequence[int]) -> tuple[int, ...]:
         """The choice of the problem before the reductions that `choice` of the reduced one stands for."""

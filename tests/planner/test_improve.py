@@ -1,0 +1,86 @@
+"""Better choices: never worse, always within the limits, and on small problems mostly the best there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+from random_models import choices, peaks, random_model
+
+from autoplan.planner.solver.improve import Improver
+from autoplan.planner.solver.model import Array, Model, Span
+from autoplan.planner.solver.neighbourhood import Neighbourhoods
+from autoplan.planner.solver.rows import without_superfluous_rows
+from autoplan.planner.solver.search import minimise_cost
+
+SEEDS = range(60)
+
+
+def test_forests_lead_to_the_optimum_of_most_small_problems() -> None:
+    reached = []
+    for seed in SEEDS:
+        model, possible = random_model(seed), choices(random_model(seed))
+        if not possible:
+            continue
+        met: list[int] = []
+
+        def meet(choice: Sequence[int], used: Array, possible: dict[tuple[int, ...], int] = possible, met: list[int] = met) -> int | None:
+            assert (used == model.used_by(choice)).all()  # noqa: B023  # called before the next model
+            if tuple(choice) in possible:
+                met.append(possible[tuple(choice)])
+            return min(met, default=None)
+
+        Improver(model, 40, [0] * len(model.costs), np.zeros(len(model.limits)), meet).run(30, None)
+        reached.append(min(met, default=None) == min(possible.values()))
+    assert len(reached) > 30 and np.mean(reached) > 0.8
+
+
+def test_neighbourhoods_as_large_as_the_problem_end_at_the_optimum() -> None:
+    compared = 0
+    for seed in SEEDS:
+        model, possible = random_model(seed), choices(random_model(seed))
+        if not possible:
+            continue
+        around = Neighbourhoods(model, max(possible, key=lambda choice: model.cost_of(choice) or 0))
+        for _ in range(12):
+            cost = model.cost_of(around.choice)
+            assert cost is not None and (around.used == model.used_by(around.choice)).all()
+            improved = around.step(None)
+            assert (possible[tuple(around.choice)] < cost) == improved
+        if _connected(model):
+            compared += 1
+            assert possible[tuple(around.choice)] == min(possible.values())
+    assert compared > 5
+
+
+def _connected(model: Model) -> bool:
+    found = {0}
+    for _ in model.costs:
+        found |= {w for pair in model.edges if found & set(pair) for w in pair}
+    return len(found) == len(model.costs)
+
+
+def test_a_deadline_in_the_past_still_gives_an_honest_bound() -> None:
+    for seed in SEEDS:
+        model, possible = random_model(seed), choices(random_model(seed))
+        result = minimise_cost(model, perf_counter() - 1)
+        if result is None:
+            assert not possible
+            continue
+        assert result.bound <= min(possible.values(), default=result.bound)
+        if result.choice is not None:
+            assert possible[result.choice] == result.cost
+
+
+def test_fewer_rows_keep_the_same_choices() -> None:
+    dropped = 0
+    for seed in SEEDS:
+        random = np.random.default_rng(seed)
+        usage = [{Span(int(s), int(s) + int(random.integers(1, 5))): random.integers(0, 5, 2)} for s in random.integers(0, 4, 5)]
+        model = Model([np.zeros(2, dtype=np.int64)] * 5, usage, {}, random.integers(4, 9, 8))
+        fewer, stands_for = without_superfluous_rows(model, limited=True)
+        assert len(stands_for) == 8 and stands_for.max(initial=-1) < len(fewer.limits)
+        assert all(model.fits(choice) == fewer.fits(choice) for choice in peaks(model))
+        dropped += 8 - len(fewer.limits)
+    assert dropped > 2 * len(SEEDS)
