@@ -8,7 +8,7 @@ That folds repeated blocks and prices what passes between their copies, without 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -224,13 +224,34 @@ class _Builder:
         if value.kind == "parameter":
             amounts = tuple(self._bytes(prices.in_flight_bytes(f)) for f in placements)
             self.gathered.setdefault(prices.block or value.address, []).append((len(self.values) - 1, amounts))
+        elif times := sum(self.span.least.moves_again[member] for member in members):
+            self.values.append(self._again(self.values[-1], self._readers_again(members, readers), times, prices, states))
+
+    def _readers_again(self, members: Sequence[int], readers: Readers) -> list[int]:
+        """Positions of the readers that run again, in any copy."""
+        node_class = self.candidates.classes.node_class
+        consumers = [node.id for member in members for node, _ in self.graph.consumers[member]]
+        again = {node_class[node] for node in consumers if self.span.least.runs_again([node])}
+        return [position for position, (node, _) in enumerate(readers) if node in again]
+
+    def _again(self, value: ProblemValue, readers: Sequence[int], times: int, prices: ValuePrices, states: _States) -> ProblemValue:
+        """The value once more, as those that run again read it: nothing but what it costs to bring it there."""
+        seconds = prices.forward_s(states.homes, states.placements) * times
+        nothing = self._rows(np.zeros((len(self.span.least.moments) + 1, len(states.placements))))
+        return replace(
+            value,
+            name=f"{value.name} again",
+            readers=tuple(value.readers[position] for position in readers),
+            forward=self._costs(seconds, np.zeros_like(seconds)),
+            backward=np.zeros_like(value.backward),
+            keepers=(),
+            kept=nothing,
+        )
 
     def _forward(self, members: Sequence[int], prices: ValuePrices, states: _States) -> Array:
-        """[produced, placements]: what it costs to bring the values there, in backward once more where they are gathered or made again."""
+        """[produced, placements]: what it costs to bring the values there, in backward once more where they are gathered again."""
         value = prices.value
         times = len(members) * (2 if prices.regathers else 1)
-        if value.kind != "parameter":
-            times += sum(self.span.least.moves_again[member] for member in members)
         counts = self.prices.transitions.collectives(states.homes, states.placements)
         costs = self._costs(prices.forward_s(states.homes, states.placements) * times, counts)
         if value.kind == "parameter" and self.candidates.classes.value_class[value.id] in self.candidates.never_gathered:
