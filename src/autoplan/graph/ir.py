@@ -52,7 +52,10 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One op call. `args` and `kwargs` are the call's own, with `Ref` in place of tensors (nested in tuples and dicts)."""
+    """One op call. `args` and `kwargs` are the call's own, with `Ref` in place of tensors (nested in tuples and dicts).
+
+    `inputs` are the numbers of the values it reads, in the order of its arguments; one read twice appears twice.
+    """
 
     id: int
     op: str  # "aten.linear.default"
@@ -62,16 +65,15 @@ class Node:
     kwargs: Mapping[str, Any]
     outputs: tuple[int, ...]  # value numbers
     source: str  # "file.py:12", or the module path where the trace has no line
+    inputs: tuple[int, ...] = field(init=False, repr=False, compare=False)  # kept, since every stage asks for it many times
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(ref.value for ref in refs((self.args, tuple(self.kwargs.values())))))
 
     @property
     def name(self) -> str:
         """The op without its overload: `aten.linear`."""
         return self.op.rsplit(".", 1)[0]
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """Numbers of the values it reads, in the order of its arguments; one read twice appears twice."""
-        return tuple(ref.value for ref in refs(self.args)) + tuple(ref.value for ref in refs(tuple(self.kwargs.values())))
 
 
 def refs(structure: Any) -> Iterator[Ref]:
