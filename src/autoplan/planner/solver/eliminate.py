@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -115,7 +116,7 @@ def _plan(model: Model, sizes: Sequence[int]) -> list[_Step]:
     edges = {u: set(around) for u, around in near.items()}
 
     def table(u: int) -> float:
-        return float(np.prod([float(sizes[w]) for w in near[u]])) * sizes[u]
+        return prod((float(sizes[w]) for w in near[u]), start=float(sizes[u]))
 
     weight = {u: table(u) for u in near}
     steps, total, gone = [], 0.0, set()

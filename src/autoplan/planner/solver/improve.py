@@ -15,8 +15,9 @@ import numpy as np
 from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.priced import CAP, Priced
 
-RISE = 1.5  # of the price of an exceeded row
-FALL = 0.97  # of all prices after a choice within the limits
+RISE = 1.3  # of the price of an exceeded row
+FALL = 0.9  # of all prices after a choice within the limits
+SLACKENING = 0.5  # of the price of a row of which nothing is used goes each time, of others in proportion to what is left
 FIRST_PRICE = 0.1  # of the cost per unit of limit: what an exceeded row without a price begins at
 
 Meet = Callable[[Sequence[int], Array], int | None]
@@ -57,9 +58,10 @@ class Improver:
     def _move_prices(self) -> None:
         excess = self.used - self.model.limits
         over = excess > 0
+        slack = np.clip(-excess / np.maximum(1, np.abs(self.model.limits)), 0, 1)
         if not over.any():
             self.prices *= FALL
-            return
+        self.prices *= 1 - slack * SLACKENING
         least = FIRST_PRICE * self.magnitude / np.maximum(1, np.abs(self.model.limits) + self.used)
         self.prices[over] = np.maximum(self.prices[over] * RISE, least[over])
 

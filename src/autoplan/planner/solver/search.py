@@ -182,7 +182,10 @@ class _Search:
         passing.set_prices(prices)
         passing.improve(False, self._share(FIRST_CHOICE))
         magnitude = max(1, abs(passing.bound))
-        Improver(self.reduced, magnitude, passing.decode(), prices, self._meet).run(PATIENCE, self._share(FIRST_CHOICE))
+        improver = Improver(self.reduced, magnitude, passing.decode(), prices, self._meet)
+        improver.run(PATIENCE, self._share(FIRST_CHOICE))
+        if self.best.choice is None:
+            improver.run(PATIENCE, self._share(BOUNDING))
         return bound(passing, prices, self._meet, self._share(BOUNDING))
 
     def _improve(self, below: Bound) -> None:
