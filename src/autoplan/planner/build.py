@@ -14,6 +14,7 @@ import numpy as np
 
 from autoplan.assignment.assignment import Assignment
 from autoplan.assignment.names import block_of
+from autoplan.cost.moments import Moment
 from autoplan.graph.ir import Graph, Value
 from autoplan.graph.segments import Segment
 from autoplan.placement import Mesh, Placements, forward_of, gradient_of
@@ -91,7 +92,7 @@ class _Builder:
     nodes: list[ProblemNode] = field(default_factory=list)
     values: list[ProblemValue] = field(default_factory=list)
     source_nodes: dict[int, int] = field(default_factory=dict)
-    temporaries: list[tuple[str | None, Group]] = field(default_factory=list)  # with the block they belong to
+    temporaries: list[tuple[int, Group]] = field(default_factory=list)  # by node class
     gathered: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)
 
     @property
@@ -112,17 +113,28 @@ class _Builder:
             self._add_source(c, states)
         outputs = tuple(self._add_output(position, states) for position, states in enumerate(self.candidates.outputs))
         self._add_values(outputs)
-        begin, *later = (self._peaks(moment.prefix) for moment in self.span.least.moments)
+        begin, *later = (self._peaks(*pair) for pair in zip(self.span.least.moments, self.span.most.moments, strict=True))
         peaks = (begin, ((),), *later)
         limits = (self.limit_bytes // self.unit_bytes,) * len(peaks)
         problem = Problem(tuple(self.nodes), tuple(self.values), limits, peaks, self.unit_s / TIES, self.unit_bytes, TIES)
         return Built(problem, self.candidates, self.source_nodes, outputs, self.span.most.recomputed)
 
-    def _peaks(self, prefix: str | None) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-        """The temporaries of ops and the gathered parameters of blocks, one at a time; of one prefix while that is at work."""
-        temporaries = tuple(group for block, group in self.temporaries if prefix is None or _prefix(block) == prefix)
-        gathered = (terms for block, terms in self.gathered.items() if prefix is None or _prefix(block) == prefix)
+    def _peaks(self, least: Moment, most: Moment) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        """The temporaries of ops and the gathered parameters of blocks, one at a time: of all, or of the segments at work in both."""
+        nodes, blocks = self._at_work(least), self._at_work(most)
+        working = None if nodes is None or blocks is None else nodes & blocks
+        temporaries = tuple(group for c, group in self.temporaries if working is None or c in working)
+        gathered = (terms for terms in self.gathered.values() if working is None or any(self._reads(terms[0][0], c) for c in working))
         return temporaries, tuple(Group(values=tuple(terms)) for terms in gathered)
+
+    def _at_work(self, moment: Moment) -> set[int] | None:
+        """The node classes of the segment at work; None for all."""
+        if moment.at_work is None:
+            return None
+        return {self.candidates.classes.node_class[node] for node in moment.at_work.nodes}
+
+    def _reads(self, value: int, node: int) -> bool:
+        return any(reader.node == node for reader in self.values[value].readers)
 
     def _add_node_class(self, c: int, strategies: tuple[Strategy, ...]) -> None:
         members = self.candidates.classes.node_members[c]
@@ -135,7 +147,7 @@ class _Builder:
         )
         self.nodes.append(ProblemNode(node.address, costs, self._rows(self._kept_by_nodes(members, call, strategies))))
         transient = tuple(self._bytes(self.prices.transient_bytes(call, s)) for s in strategies)
-        self.temporaries.append((block_of(node.address, self.prices.prefixes), Group(nodes=((c, transient),))))
+        self.temporaries.append((c, Group(nodes=((c, transient),))))
 
     def _kept_by_nodes(self, members: Sequence[int], call: Call, strategies: Sequence[Strategy]) -> Array:
         """[row, strategy]: bytes that the nodes of a class keep whoever reads their outputs."""
@@ -308,11 +320,6 @@ class _Builder:
 
     def _rows(self, amounts: Array) -> Matrix:
         return tuple(map(tuple, (-(-amounts // self.unit_bytes)).astype(np.int64).tolist()))
-
-
-def _prefix(block: str | None) -> str | None:
-    """`layers` of `layers.3`."""
-    return None if block is None else block.rpartition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)
