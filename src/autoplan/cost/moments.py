@@ -40,6 +40,10 @@ class Moment:
     def _dropped_nodes(self) -> frozenset[int]:
         return frozenset(node for segment in self.dropped for node in segment.nodes)
 
+    def is_to_come(self, graph: Graph, value: int) -> bool:
+        """Whether backward has still to come to a reader of the value."""
+        return any(node.id < self.until for node, _ in graph.consumers[value])
+
     def has_gradient(self, graph: Graph, parameter: int) -> bool:
         """Whether the parameter (its value number) has a gradient by now."""
         return any(node.id >= self.until for node, _ in graph.consumers[parameter])

@@ -203,24 +203,57 @@ def memory_at_peak(
     recomputed: Sequence[Segment] = (),
 ) -> Memory:
     """The greatest of the moments of backward (see `moments`) and the optimizer step. In inference: the largest op with the parameters."""
+    return peak_moment(assignment, groups, hardware, options, segments, recomputed)[1]
+
+
+def peak_moment(
+    assignment: Assignment,
+    groups: Sequence[GatherGroup],
+    hardware: Hardware,
+    options: Options,
+    segments: Sequence[Segment] = (),
+    recomputed: Sequence[Segment] = (),
+) -> tuple[Moment | None, Memory]:
+    """Where memory peaks, None for the optimizer step, and what is there then."""
     graph = assignment.graph
     held = [state for state, _ in _parameter_states(assignment, hardware, options)]
     parameters = sum(state.parameter for state in held) + _buffer_bytes(assignment)
     optimizer = sum(state.optimizer for state in held)
-    peaks = [Memory(parameters, sum(state.gradient for state in held), optimizer)]
+    values = [parameter.value for parameter in graph.parameters]
+    peaks: list[tuple[Moment | None, Memory]] = []
     for moment in moments(graph, segments if trains(options) else (), recomputed):
-        values = [parameter.value for parameter in graph.parameters]
-        peaks.append(
-            Memory(
-                parameters,
-                sum(state.gradient for value, state in zip(values, held, strict=True) if moment.has_gradient(graph, value)),
-                optimizer,
-                activation_bytes(assignment, moment),
-                gathered_bytes(assignment, groups, options, moment.at_work),
-                transient_bytes_of(assignment, moment.at_work),
-            )
+        here = Memory(
+            parameters,
+            sum(state.gradient for value, state in zip(values, held, strict=True) if moment.has_gradient(graph, value)),
+            optimizer,
+            activation_bytes(assignment, moment),
+            gathered_bytes(assignment, groups, options, moment),
+            transient_bytes_of(assignment, moment.at_work),
         )
-    return max(reversed(peaks), key=lambda moment: moment.peak)
+        peaks.append((moment, here))
+    peaks.append((None, Memory(parameters, sum(state.gradient for state in held), optimizer)))
+    return max(peaks, key=lambda peak: peak[1].peak)
+
+
+def largest_holders(assignment: Assignment, hardware: Hardware, options: Options, moment: Moment | None) -> dict[str, int]:
+    """Bytes at a moment by who holds them: a parameter (with gradient and optimizer states), or the op whose output is kept."""
+    graph, mesh = assignment.graph, assignment.mesh
+    found: dict[str, int] = {}
+    for parameter, (state, _) in zip(graph.parameters, _parameter_states(assignment, hardware, options), strict=True):
+        has_gradient = moment is None or moment.has_gradient(graph, parameter.value)
+        found[parameter.fqn] = state.parameter + state.optimizer + (state.gradient if has_gradient else 0)
+    if moment is None:
+        return found
+    kept = saved_values(graph, moment)
+    for value in graph.values:
+        needs = [(need.state, need.readers) for need in assignment.needs[value.id]]
+        if nbytes := kept_bytes(graph, value.id, kept, assignment.produced[value.id], needs, mesh):
+            found[value.address] = nbytes
+    for node in graph.nodes:
+        if moment.keeps(node):
+            beside = extra_saved_bytes(call_of(graph, node), assignment.strategies[node.id], mesh)
+            found[node.address] = found.get(node.address, 0) + beside
+    return found
 
 
 def activation_bytes(assignment: Assignment, moment: Moment | None = None) -> int:
@@ -241,26 +274,29 @@ def activation_bytes(assignment: Assignment, moment: Moment | None = None) -> in
     return values + sum(extra_saved_bytes(call_of(graph, node), assignment.strategies[node.id], mesh) for node in nodes)
 
 
-def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], options: Options, at_work: Segment | None = None) -> int:
+def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], options: Options, moment: Moment | None = None) -> int:
     """Bytes of parameters as they are used: those kept for backward, and the largest group in flight with its gradients.
 
-    While a segment is at work, the group in flight is its own.
+    At a later moment of the backward those that are still to be read; while a segment is at work, the group in flight is its own.
     """
+    graph = assignment.graph
+    moment = moment or Moment(len(graph.nodes), ())
     in_group = {member.value for group in groups for member in group.members}
     alone = sum(
-        used_copy_bytes(assignment.graph.values[p.value], assignment.produced[p.value], need.state, assignment.mesh, options)
-        for p in assignment.graph.parameters
-        if p.value not in in_group
+        used_copy_bytes(graph.values[p.value], assignment.produced[p.value], need.state, assignment.mesh, options)
+        for p in graph.parameters
+        if p.value not in in_group and moment.is_to_come(graph, p.value)
         for need in assignment.needs[p.value]
     )
     sizes = [_group_bytes(assignment, group, options) for group in groups]
     if not trains(options):
         return alone + sum(used for used, _, _ in sizes)
-    kept = sum(saved for group, (_, saved, _) in zip(groups, sizes, strict=True) if not group.regather)
+    to_come = [any(moment.is_to_come(graph, member.value) for member in group.members) for group in groups]
+    kept = sum(saved for group, (_, saved, _), later in zip(groups, sizes, to_come, strict=True) if later and not group.regather)
     flying = [
         gradients + (used if group.regather else 0)
         for group, (used, _, gradients) in zip(groups, sizes, strict=True)
-        if at_work is None or group.name == at_work.name
+        if moment.at_work is None or group.name == moment.at_work.name
     ]
     return alone + kept + max(flying, default=0)
 

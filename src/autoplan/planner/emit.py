@@ -20,7 +20,7 @@ from autoplan.plan.schema import FallbackLine, HardwareInfo, ModelInfo, Plan, Re
 from autoplan.rules.registry import rule_of
 
 if TYPE_CHECKING:
-    from autoplan.planner.pipeline import PlanRequest
+    from autoplan.planner.request import PlanRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ from autoplan.cost.hardware import Hardware
 from autoplan.errors import FallbackError, join_problems
 from autoplan.graph import Graph, capture, cast_module, classes, find_blocks, foldable_prefixes
 from autoplan.graph.segments import find_segments
-from autoplan.placement import Mesh
 from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import Options, Plan, SolverInfo
 from autoplan.planner.build import Built, build_problem
@@ -28,34 +27,12 @@ from autoplan.planner.pins import apply_pins
 from autoplan.planner.prices import Prices
 from autoplan.planner.problem import Solution
 from autoplan.planner.recompute import Outcome, cheapest
+from autoplan.planner.remedies import remedies
+from autoplan.planner.request import PlanRequest
 from autoplan.rules.registry import rule_of
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
 TIME_LIMIT_S = 60.0  # of the solver, where the request has none: a plan that is not proved by then says so
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What to plan for: the model as the plan will name it, the mesh, the hardware and the options."""
-
-    mesh: Mesh
-    hardware: Hardware
-    options: Options = Options()
-    target: str = "module"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    rules: str | None = None
-    pins: tuple[Mapping[str, Any], ...] = ()
-    base: Plan | None = None
-    unfold: bool = False
-    strict: bool = False
-    time_limit_s: float | None = None
-
-    @property
-    def limit_bytes(self) -> int:
-        """The memory one device may use."""
-        if self.options.memory_gib is not None:
-            return int(self.options.memory_gib * 2**30)
-        return int(self.hardware.memory_bytes)
 
 
 class Progress(Protocol):
@@ -98,6 +75,9 @@ def plan_module(
         built = build_problem(candidates, prices, request.limit_bytes)
     with clock.stage("solve"):
         found = _solve(built, prices, request, progress)
+        if found is None:
+            options = remedies(graph, request, lambda changed: capture_for(module, args, kwargs, changed))
+            raise nothing_fits(built, prices, request.limit_bytes, options)
     facts = ModelFacts.of(module, request.target, request.settings, request.rules)
     assignment = found.built.assignment(found.solution.choice)
     plan = emit(assignment, facts, request, solver_info(found.solution, request), found.built.recomputed)
@@ -130,14 +110,11 @@ def refuse_fallbacks(graph: Graph) -> None:
         )
 
 
-def _solve(built: Built, prices: Prices, request: PlanRequest, progress: Progress | None) -> Outcome:
+def _solve(built: Built, prices: Prices, request: PlanRequest, progress: Progress | None) -> Outcome | None:
     unit_ms = built.problem.unit_s * 1e3
     report = (lambda cost, bound: progress.incumbent(cost * unit_ms, bound * unit_ms)) if progress else None
     hint = base_choice(built, request.base) if request.base is not None else None
-    found = cheapest(built, prices, request.limit_bytes, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
-    if found is None:
-        raise nothing_fits(built, prices, request.limit_bytes)
-    return found
+    return cheapest(built, prices, request.limit_bytes, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
 
 
 def base_choice(built: Built, base: Plan) -> tuple[int, ...] | None:

@@ -75,7 +75,7 @@ class Scenario:
 
     def readers_to_come(self, values: Sequence[int]) -> list[int]:
         """By moment, how many of the values backward has still to come to."""
-        return [sum(any(node.id < moment.until for node, _ in self.graph.consumers[value]) for value in values) for moment in self.moments]
+        return [sum(moment.is_to_come(self.graph, value) for value in values) for moment in self.moments]
 
 
 @dataclass(frozen=True)
