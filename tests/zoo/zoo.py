@@ -81,7 +81,7 @@ def config_target(folder: Path, name: str) -> Target:
 
 
 def tight_plan(target: Target, mesh: str, *pins: Mapping[str, Any]) -> Planned:
-    """The plan on links that cost nothing, in 1.2 times the least memory that any plan under the pins needs."""
+    """The plan on links that cost nothing, in 1.2 times the least that any plan under the pins needs which recomputes nothing."""
     model, built = SeededModel.of(target, "train", 0), build_meta(target)
     least = smallest_bytes(target, built, parse_mesh(mesh), pins)
     request = _request(parse_mesh(mesh), pins, ROOM * least / GIB, target)
@@ -89,7 +89,7 @@ def tight_plan(target: Target, mesh: str, *pins: Mapping[str, Any]) -> Planned:
 
 
 def smallest_bytes(target: Target, built: Built, mesh: Mesh, pins: tuple[Mapping[str, Any], ...]) -> int:
-    """The memory that the smallest plan needs."""
+    """The memory that the smallest plan needs which recomputes nothing."""
     request = _request(mesh, pins, 1.0, target)
     graph = capture_for(built.module, built.args, dict(built.kwargs), request.options)
     candidates = apply_pins(enumerate_candidates(graph, mesh, classes(graph, find_blocks(graph))), pins)
