@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import process_jobs
 import pytest
+import torch
 from runtime_cases import TINY, Seeded, graph_of, plan_of
 from test_program import fully_sharded
+from torch import fx, nn
 
 from autoplan.graph.segments import find_segments
 from autoplan.plan.schema import RecomputeLine
+from autoplan.runtime.pieces import Function
 from autoplan.runtime.pool import WorkerPool
 
 
@@ -28,3 +31,14 @@ def test_layers_are_compiled_once_and_gather_as_in_eager(pool: WorkerPool, recom
         assert found.difference < 1e-5  # fp32
         assert found.gathers == (3 + 2 * 3, 3 + 2 * 3)  # embedding, norm and head; each layer twice
         assert (found.graphs, found.breaks) == (graphs, 0)
+
+
+def test_functions_of_any_number_are_compiled_each_for_itself() -> None:
+    """More than torch compiles of one code object (8)."""
+    for factor in range(10):
+        graph = fx.Graph()
+        graph.placeholder("local")
+        graph.output((graph.call_function(torch.mul, (graph.placeholder("x"), factor)),))
+        function = Function(fx.GraphModule(nn.Module(), graph), None)
+        function.compile(backend="eager", fullgraph=True)
+        assert function(None, torch.ones(2))[0].tolist() == [factor, factor]  # type: ignore[arg-type]  # draws nothing

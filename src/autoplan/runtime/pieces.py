@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
+from types import FunctionType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -74,7 +76,16 @@ class Function:
             return checkpoint(lambda *given: forward(local, *given), *tensors, use_reentrant=False, preserve_rng_state=False)
 
         dynamic = None if self.draws else False  # sizes are the plan's; of seeds the second is compiled as any number
-        self._compiled = torch.compile(function, **({"dynamic": dynamic} | options))
+        self._compiled = torch.compile(_with_own_code(cast(FunctionType, function)), **({"dynamic": dynamic} | options))
+
+
+_numbers = count()
+
+
+def _with_own_code(function: FunctionType) -> FunctionType:
+    """The function with a code object of its own: torch.compile counts by code object, and gives up on one at the eighth compilation."""
+    code = function.__code__.replace(co_name=f"piece_{next(_numbers)}")
+    return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
 
 
 class _Twice:
