@@ -32,7 +32,7 @@ def segments_of(graph: Graph) -> tuple[Segment, ...]:
 
 def results_of(build: Seeded, assignment: Assignment, recomputed: tuple[Segment, ...]) -> list[RankResult]:
     groups = gather_groups(assignment, foldable_prefixes(find_blocks(assignment.graph)), recomputed=recomputed)
-    program = build_program(assignment, groups, "cpu", recomputed={segment.name for segment in recomputed})
+    program = build_program(assignment, groups, "cpu", recomputed=recomputed)
     return simulated_run(build(), program)
 
 

@@ -19,18 +19,26 @@ from autoplan.plan.schema import Plan, RecomputeLine
 POLICIES = ("full",)
 
 
-def recomputed_segments(plan: Plan, segments: Sequence[Segment]) -> frozenset[str]:
-    """Names of the segments (`layers.3`) that recompute: of each line the first copies. Raises PlanError naming wrong lines."""
+def recomputed_segments(plan: Plan, segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The segments that recompute, in their order: of each line the first copies. Raises PlanError naming wrong lines."""
     if not plan.recompute:
-        return frozenset()
+        return ()
     match_lines(plan, "recompute", [segment.name for segment in segments])
     if unknown := [key for key, line in plan.recompute.items() if line.policy not in POLICIES]:
         raise join_problems(PlanError, [_unknown_policy(plan, key) for key in unknown])
-    return frozenset(name for key, line in plan.recompute.items() for name in _first(key, line, segments))
+    first = {segment for key, line in plan.recompute.items() for segment in _first(key, line, segments)}
+    return tuple(segment for segment in segments if segment in first)
 
 
-def _first(key: str, line: RecomputeLine, segments: Sequence[Segment]) -> list[str]:
-    return [segment.name for segment in segments if match(key, segment.name)][: line.blocks]
+def _first(key: str, line: RecomputeLine, segments: Sequence[Segment]) -> list[Segment]:
+    return [segment for segment in segments if match(key, segment.name)][: line.blocks]
+
+
+def recompute_lines(segments: Sequence[Segment], recomputed: Sequence[Segment]) -> dict[str, RecomputeLine]:
+    """The lines that say which of the segments recompute: of each prefix the first copies."""
+    again = Counter(segment.prefix for segment in recomputed)
+    copies = Counter(segment.prefix for segment in segments)
+    return {f"{prefix}.*".lstrip("."): RecomputeLine(again[prefix], copies[prefix], "full") for prefix in again}
 
 
 def _unknown_policy(plan: Plan, key: str) -> PlanError:

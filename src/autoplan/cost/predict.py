@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from autoplan.cost.hardware import GIB, Hardware
 from autoplan.cost.memory import ParameterBytes
 from autoplan.cost.moments import Moment, moments
 from autoplan.cost.primitives import extra_saved_bytes, node_seconds, node_transient_bytes, parameter_state, trains, used_copy_bytes
-from autoplan.cost.savings import kept_bytes, local_bytes, saved_values
+from autoplan.cost.savings import Savings, kept_bytes, local_bytes
 from autoplan.graph.ir import Graph, Node
 from autoplan.graph.segments import Segment, redistributed_inside
 from autoplan.placement import Mesh, forward_of
@@ -117,7 +118,7 @@ def prediction(
         optimizer_s=optimizer_s,
         host_s=max(0.0, host_s - (compute_s + recompute_s + exposed_s + optimizer_s)),
         exposed_s=exposed_s,
-        memory=memory_at_peak(assignment, groups, hardware, options, segments, recomputed),
+        memory=peak_moment(assignment, groups, hardware, options, segments, recomputed)[1],
     )
 
 
@@ -194,18 +195,6 @@ def host_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware
     return ops * hardware.host.op_s + moves * hardware.host.redistribution_s
 
 
-def memory_at_peak(
-    assignment: Assignment,
-    groups: Sequence[GatherGroup],
-    hardware: Hardware,
-    options: Options,
-    segments: Sequence[Segment] = (),
-    recomputed: Sequence[Segment] = (),
-) -> Memory:
-    """The greatest of the moments of backward (see `moments`) and the optimizer step. In inference: the largest op with the parameters."""
-    return peak_moment(assignment, groups, hardware, options, segments, recomputed)[1]
-
-
 def peak_moment(
     assignment: Assignment,
     groups: Sequence[GatherGroup],
@@ -214,19 +203,20 @@ def peak_moment(
     segments: Sequence[Segment] = (),
     recomputed: Sequence[Segment] = (),
 ) -> tuple[Moment | None, Memory]:
-    """Where memory peaks, None for the optimizer step, and what is there then."""
+    """Where memory peaks (see `moments`), None for the optimizer step, and what is there then. In inference: the largest op with the parameters."""
     graph = assignment.graph
     held = [state for state, _ in _parameter_states(assignment, hardware, options)]
     parameters = sum(state.parameter for state in held) + _buffer_bytes(assignment)
     optimizer = sum(state.optimizer for state in held)
     values = [parameter.value for parameter in graph.parameters]
+    savings = Savings(graph)
     peaks: list[tuple[Moment | None, Memory]] = []
     for moment in moments(graph, segments if trains(options) else (), recomputed):
         here = Memory(
             parameters,
             sum(state.gradient for value, state in zip(values, held, strict=True) if moment.has_gradient(graph, value)),
             optimizer,
-            activation_bytes(assignment, moment),
+            sum(_kept_bytes(assignment, savings, moment).values()),
             gathered_bytes(assignment, groups, options, moment),
             transient_bytes_of(assignment, moment.at_work),
         )
@@ -237,23 +227,14 @@ def peak_moment(
 
 def largest_holders(assignment: Assignment, hardware: Hardware, options: Options, moment: Moment | None) -> dict[str, int]:
     """Bytes at a moment by who holds them: a parameter (with gradient and optimizer states), or the op whose output is kept."""
-    graph, mesh = assignment.graph, assignment.mesh
+    graph = assignment.graph
     found: dict[str, int] = {}
     for parameter, (state, _) in zip(graph.parameters, _parameter_states(assignment, hardware, options), strict=True):
         has_gradient = moment is None or moment.has_gradient(graph, parameter.value)
         found[parameter.fqn] = state.parameter + state.optimizer + (state.gradient if has_gradient else 0)
     if moment is None:
         return found
-    kept = saved_values(graph, moment)
-    for value in graph.values:
-        needs = [(need.state, need.readers) for need in assignment.needs[value.id]]
-        if nbytes := kept_bytes(graph, value.id, kept, assignment.produced[value.id], needs, mesh):
-            found[value.address] = nbytes
-    for node in graph.nodes:
-        if moment.keeps(node):
-            beside = extra_saved_bytes(call_of(graph, node), assignment.strategies[node.id], mesh)
-            found[node.address] = found.get(node.address, 0) + beside
-    return found
+    return found | _kept_bytes(assignment, Savings(graph), moment)
 
 
 def activation_bytes(assignment: Assignment, moment: Moment | None = None) -> int:
@@ -261,17 +242,21 @@ def activation_bytes(assignment: Assignment, moment: Moment | None = None) -> in
 
     At a later moment of the backward, what is left of them.
     """
+    graph = assignment.graph
+    return sum(_kept_bytes(assignment, Savings(graph), moment or Moment(len(graph.nodes), ())).values())
+
+
+def _kept_bytes(assignment: Assignment, savings: Savings, moment: Moment) -> dict[str, int]:
+    """Bytes of activations at a moment, by the address of the value that is kept or of the op that keeps something beside."""
     graph, mesh = assignment.graph, assignment.mesh
-    moment = moment or Moment(len(graph.nodes), ())
-    kept = saved_values(graph, moment)
-    values = sum(
-        kept_bytes(
-            graph, value.id, kept, assignment.produced[value.id], [(need.state, need.readers) for need in assignment.needs[value.id]], mesh
-        )
-        for value in graph.values
-    )
-    nodes = (node for node in graph.nodes if moment.keeps(node))
-    return values + sum(extra_saved_bytes(call_of(graph, node), assignment.strategies[node.id], mesh) for node in nodes)
+    kept, found = savings.at(moment), Counter[str]()
+    for value in graph.values:
+        needs = [(need.state, need.readers) for need in assignment.needs[value.id]]
+        found[value.address] += kept_bytes(graph, value.id, kept, assignment.produced[value.id], needs, mesh)
+    for node in graph.nodes:
+        if moment.keeps(node):
+            found[node.address] += extra_saved_bytes(call_of(graph, node), assignment.strategies[node.id], mesh)
+    return {address: nbytes for address, nbytes in found.items() if nbytes}
 
 
 def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], options: Options, moment: Moment | None = None) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import groupby
 
+from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Node
 
 
@@ -42,6 +43,11 @@ def find_segments(graph: Graph, prefixes: Collection[str]) -> tuple[Segment, ...
     whole = {prefix: found for prefix, found in stretches.items() if len({index for index, _ in found}) == len(found)}
     segments = [_segment(graph, prefix, index, nodes) for prefix, found in whole.items() for index, nodes in found]
     return tuple(sorted(segments, key=lambda segment: segment.nodes.start))
+
+
+def block_segments(graph: Graph) -> tuple[Segment, ...]:
+    """The copies of all blocks that the graph repeats."""
+    return find_segments(graph, foldable_prefixes(find_blocks(graph)))
 
 
 def redistributed_inside(graph: Graph, segment: Segment) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -12,11 +11,12 @@ from torch import nn
 
 from autoplan.assignment import Assignment, encode
 from autoplan.assignment.gathers import gather_groups
+from autoplan.assignment.recompute import recompute_lines
 from autoplan.cost.predict import fallback_seconds, predict
 from autoplan.graph import Graph, find_blocks, foldable_prefixes, graph_digest, model_digest
 from autoplan.graph.segments import Segment, find_segments
 from autoplan.plan.patterns import collapse
-from autoplan.plan.schema import FallbackLine, HardwareInfo, ModelInfo, Plan, RecomputeLine, SolverInfo
+from autoplan.plan.schema import FallbackLine, HardwareInfo, ModelInfo, Plan, SolverInfo
 from autoplan.rules.registry import rule_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
         ops=decisions.ops,
         reshard=decisions.reshard,
         gather=decisions.gather,
-        recompute=_recompute(segments, recomputed),
+        recompute=recompute_lines(segments, recomputed),
         fallbacks=_fallbacks(assignment, request, prefixes),
         predicted=predict(assignment, groups, request.hardware, request.options, segments, recomputed),
         solver=solver,
@@ -68,13 +68,6 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
 def _model(graph: Graph, facts: ModelFacts) -> ModelInfo:
     numel = sum(prod(graph.values[parameter.value].shape) for parameter in graph.parameters)
     return ModelInfo(facts.target, numel, facts.digest, graph_digest(graph), facts.settings, rules=facts.rules)
-
-
-def _recompute(segments: Sequence[Segment], recomputed: Sequence[Segment]) -> dict[str, RecomputeLine]:
-    """How many of the copies under each prefix run again."""
-    again = Counter(segment.prefix for segment in recomputed)
-    copies = Counter(segment.prefix for segment in segments)
-    return {f"{prefix}.*".lstrip("."): RecomputeLine(again[prefix], copies[prefix], "full") for prefix in again}
 
 
 def _fallbacks(assignment: Assignment, request: PlanRequest, prefixes: Collection[str]) -> tuple[FallbackLine, ...]:

@@ -9,12 +9,14 @@ from math import ceil, floor, log10
 from time import perf_counter
 
 from autoplan.assignment.gathers import gather_groups
+from autoplan.assignment.recompute import recompute_lines
+from autoplan.cost.moments import Moment
 from autoplan.cost.predict import Memory, largest_holders, peak_moment
 from autoplan.errors import NoPlanFits, OutOfTime
 from autoplan.plan.patterns import collapse
 from autoplan.planner.build import Built
 from autoplan.planner.prices import Prices
-from autoplan.planner.recompute import Outcome, smallest
+from autoplan.planner.recompute import smallest
 
 GIB = 2**30
 TIME_LIMIT_S = 10.0  # to find the smallest plan; what is not proved by then is said to be an upper bound
@@ -46,7 +48,8 @@ def nothing_fits(start: Built, prices: Prices, limit_bytes: int, remedies: Seque
     if found.solution.status != "optimal":
         least = found.solution.bound * start.problem.unit_bytes / GIB
         lines.append(f"smallest found in {TIME_LIMIT_S:g} s; none needs less than {least:.4g}")
-    lines.extend(_recomputed(found, prices))
+    again = recompute_lines(prices.segments, found.built.recomputed)
+    lines.extend(f"with {line.blocks} of {line.of} {pattern} recomputed" for pattern, line in again.items())
     holders = largest_holders(assignment, prices.hardware, prices.options, moment)
     lines.append(f"most of it, at {_moment_name(moment)}: {_largest(holders, prices)}")
     lines.extend(islice(_helping(remedies, limit_bytes, needed_bytes), LINES - len(lines) - 1))
@@ -63,17 +66,10 @@ def _parts(memory: Memory) -> str:
     return ", ".join(f"{name} {amount / GIB:.3g}" for amount, name in parts[:4] if amount > 0)
 
 
-def _recomputed(found: Outcome, prices: Prices) -> Iterator[str]:
-    for prefix in dict.fromkeys(segment.prefix for segment in found.built.recomputed):
-        again = sum(segment.prefix == prefix for segment in found.built.recomputed)
-        yield f"with {again} of {sum(segment.prefix == prefix for segment in prices.segments)} {prefix}.* recomputed"
-
-
-def _moment_name(moment: object) -> str:
+def _moment_name(moment: Moment | None) -> str:
     if moment is None:
         return "the optimizer step"
-    at_work = getattr(moment, "at_work", None)
-    return "the begin of backward" if at_work is None else f"the backward of {at_work.name}"
+    return "the begin of backward" if moment.at_work is None else f"the backward of {moment.at_work.name}"
 
 
 def _largest(holders: Mapping[str, int], prices: Prices) -> str:

@@ -16,8 +16,7 @@ from typing import Any
 
 from autoplan.assignment.names import input_name
 from autoplan.errors import PlacementError, PlanError, join_problems
-from autoplan.graph import find_blocks, foldable_prefixes
-from autoplan.graph.segments import find_segments
+from autoplan.graph.segments import block_segments
 from autoplan.placement import Placements, format_placements, forward_of, parse_placement
 from autoplan.plan.patterns import match
 from autoplan.planner.candidates import Candidates
@@ -120,7 +119,7 @@ def _pin_ops(candidates: Candidates, pattern: str, row: Any) -> Candidates:
 
 def _pin_recompute(candidates: Candidates, pattern: str, blocks: Any) -> Candidates:
     graph = candidates.graph
-    segments = find_segments(graph, foldable_prefixes(find_blocks(graph)))
+    segments = block_segments(graph)
     copies = Counter(segment.prefix for segment in segments if match(pattern, segment.name))
     if not copies:
         known = dict.fromkeys(f"{segment.prefix}.*" for segment in segments)

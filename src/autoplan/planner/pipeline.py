@@ -16,7 +16,7 @@ from autoplan.assignment.recompute import recomputed_segments
 from autoplan.cost.hardware import Hardware
 from autoplan.errors import FallbackError, join_problems
 from autoplan.graph import Graph, capture, cast_module, classes, find_blocks, foldable_prefixes
-from autoplan.graph.segments import find_segments
+from autoplan.graph.segments import block_segments
 from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import Options, Plan, SolverInfo
 from autoplan.planner.build import Built, build_problem
@@ -143,9 +143,7 @@ def recost(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping
 def plan_of_assignment(assignment: Assignment, like: Plan, hardware: Hardware, facts: ModelFacts) -> Plan:
     """A plan that decides `assignment`, for the same mesh and options as `like`, recomputing the same blocks."""
     request = PlanRequest(like.mesh, hardware, like.options, facts.target, facts.settings, pins=like.pins)
-    segments = find_segments(assignment.graph, foldable_prefixes(find_blocks(assignment.graph)))
-    again = recomputed_segments(like, segments)
-    return emit(assignment, facts, request, like.solver, [segment for segment in segments if segment.name in again])
+    return emit(assignment, facts, request, like.solver, recomputed_segments(like, block_segments(assignment.graph)))
 
 
 class _Clock:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from time import perf_counter
 
@@ -114,9 +115,10 @@ class _Search:
     def _root(self) -> _Box:
         """All numbers that pins allow."""
         pinned = self.start.candidates.recompute
-        copies = {prefix: len(segments) for prefix, segments in self._copies().items()}
+        copies = {prefix: len(segments) for prefix, segments in self._copies.items()}
         return _Box(tuple(pinned.get(p, 0) for p in copies), tuple(pinned.get(p, n) for p, n in copies.items()))
 
+    @cached_property
     def _copies(self) -> dict[str, list[Segment]]:
         found: dict[str, list[Segment]] = {}
         for segment in self.prices.segments:
@@ -124,7 +126,7 @@ class _Search:
         return found
 
     def _segments(self, numbers: Numbers) -> tuple[Segment, ...]:
-        chosen = {s.name for segments, n in zip(self._copies().values(), numbers, strict=True) for s in segments[:n]}
+        chosen = {s.name for segments, n in zip(self._copies.values(), numbers, strict=True) for s in segments[:n]}
         return tuple(segment for segment in self.prices.segments if segment.name in chosen)
 
     def _fixed(self, numbers: Numbers) -> Built:

@@ -129,7 +129,7 @@ def groups_of(assignment: Assignment, plan: Plan, recomputed: Sequence[Segment] 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a program is built from: decisions, gather groups, the copies of blocks and the names of those that recompute.
+    """All that a program is built from: decisions, gather groups, the copies of blocks and those of them that recompute.
 
     `note` is to be printed, if there is one.
     """
@@ -137,7 +137,7 @@ class Prepared:
     assignment: Assignment
     groups: tuple[GatherGroup, ...]
     segments: tuple[Segment, ...]
-    recomputed: frozenset[str]
+    recomputed: tuple[Segment, ...]
     note: str | None = None
 
 
@@ -148,8 +148,8 @@ def prepare(template: Template, training: bool) -> Prepared:
     records = graph.loss is not None
     assignment = decode(plan if records or plan.options.mode == "infer" else in_eval_mode(plan, graph), graph)
     segments = segments_of(graph, plan)
-    recomputed = recomputed_segments(plan, segments) if records else frozenset()
-    groups = groups_of(assignment, plan, [segment for segment in segments if segment.name in recomputed])
+    recomputed = recomputed_segments(plan, segments) if records else ()
+    groups = groups_of(assignment, plan, recomputed)
     note = check_graph(graph, plan) if training and template.rewrite is None else None
     return Prepared(assignment, groups, segments, recomputed, note)
 

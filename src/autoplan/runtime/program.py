@@ -22,11 +22,10 @@ from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup
 from autoplan.assignment.recompute import nodes_again
 from autoplan.assignment.redistributions import Redistribution, redistributions_of
-from autoplan.graph import find_blocks, foldable_prefixes
 from autoplan.graph.interpret import on_device
 from autoplan.graph.ir import Graph, Node, map_refs
 from autoplan.graph.ops import resolve
-from autoplan.graph.segments import Segment, find_segments
+from autoplan.graph.segments import Segment, block_segments
 from autoplan.placement import Placements, forward_of, local_shape
 from autoplan.rules import LocalOp, call_of, localize
 from autoplan.runtime.parameters import Ahead, Gather, Late
@@ -77,15 +76,15 @@ def build_program(
     device: torch.device | str,
     *,
     segments: Sequence[Segment] | None = None,
-    recomputed: Collection[str] = (),
+    recomputed: Collection[Segment] = (),
 ) -> Program:
     """The program of `assignment` for a rank with `device`; `groups` as `assignment.gathers.gather_groups` found them.
 
-    `segments` are the copies of blocks at which it is cut (default: all that the graph has), `recomputed` the names of those
+    `segments` are the copies of blocks at which it is cut (default: all that the graph has), `recomputed` those of them
     that run again in backward.
     """
     if segments is None:
-        segments = find_segments(assignment.graph, foldable_prefixes(find_blocks(assignment.graph)))
+        segments = block_segments(assignment.graph)
     return _ProgramBuilder(assignment, tuple(groups), torch.device(device)).build(spans(assignment.graph, segments), recomputed)
 
 
@@ -113,7 +112,7 @@ class _ProgramBuilder:
         self.late: dict[int, fx.Node] = {}  # stored parameters whose gradients are waited for at the end of backward
         self.gathers = {group.name: Gather(group) for group in groups}
 
-    def build(self, spans: Sequence[Span], recomputed: Collection[str]) -> Program:
+    def build(self, spans: Sequence[Span], recomputed: Collection[Segment]) -> Program:
         self.run = self.fx.placeholder("run")
         reads = tuple(value.id for value in self.graph.values if value.kind != "op" and self.is_read(value.id))
         for value in reads:
@@ -122,7 +121,7 @@ class _ProgramBuilder:
         ahead = self._ahead(spans)
         pieces = []
         for span in spans:
-            again = nodes_again(self.graph, span.segment) if span.segment and span.segment.name in recomputed else range(0)
+            again = nodes_again(self.graph, span.segment) if span.segment and span.segment in recomputed else range(0)
             piece = _PieceBuilder(self, span, again)
             inputs = piece.build()
             for gather in ahead.get(span.name, ()):

@@ -319,8 +319,7 @@ def compare(reference: Reference, results: Sequence[RankResult], assignment: Ass
 
 def planned_collectives(plan: Plan, prepared: Prepared) -> dict[str, int]:
     """The collectives that the plan lists, and those that its recomputed blocks run again."""
-    recomputed = [segment for segment in prepared.segments if segment.name in prepared.recomputed]
-    again = named_counts(collectives_again(prepared.assignment, recomputed), prepared.assignment.mesh)
+    again = named_counts(collectives_again(prepared.assignment, prepared.recomputed), prepared.assignment.mesh)
     return dict(sorted((Counter(collective_counts(plan)) + Counter(again)).items()))
 
 
@@ -420,7 +419,7 @@ def _against(
     build: Build, reference: Reference, assignment: Assignment, groups: tuple[GatherGroup, ...], recomputed: Sequence[Segment] = ()
 ) -> Verification:
     planned = named_counts(step_collectives(assignment, groups, recomputed), assignment.mesh)
-    program = build_program(assignment, groups, "cpu", recomputed={segment.name for segment in recomputed})
+    program = build_program(assignment, groups, "cpu", recomputed=recomputed)
     return compare(reference, simulated_run(build(), program), assignment, planned)
 
 

@@ -109,10 +109,7 @@ class Elimination:
 
 def _plan(model: Model, sizes: Sequence[int]) -> list[_Step]:
     """The order in which to take nodes out: always the one whose table is smallest."""
-    near: dict[int, set[int]] = {u: set() for u in range(len(sizes))}
-    for u, w in model.edges:
-        near[u].add(w)
-        near[w].add(u)
+    near = {u: set(around) for u, around in enumerate(model.neighbours())}
     edges = {u: set(around) for u, around in near.items()}
 
     def table(u: int) -> float:

@@ -30,10 +30,7 @@ class Improver:
         """`magnitude` is about the cost of a good choice; the walk begins at `choice` and under `prices` of the rows."""
         self.model, self.meet, self.magnitude = model, meet, max(1, magnitude)
         self.random = Random(seed)
-        self.near: list[list[int]] = [[] for _ in model.costs]
-        for u, w in model.edges:
-            self.near[u].append(w)
-            self.near[w].append(u)
+        self.near = model.neighbours()
         degree = max(map(len, self.near), default=0)
         self.priced = Priced(model, self.magnitude, min(CAP, (1 << 61) // (degree + 4)))
         self.choice, self.prices = list(choice), prices.copy()

@@ -62,6 +62,14 @@ class Model:
         """The number of strategies over all nodes."""
         return sum(map(len, self.costs))
 
+    def neighbours(self) -> list[list[int]]:
+        """By node, the nodes that it has an edge with."""
+        near: list[list[int]] = [[] for _ in self.costs]
+        for u, w in self.edges:
+            near[u].append(w)
+            near[w].append(u)
+        return near
+
     def cost_of(self, choice: Sequence[int]) -> int | None:
         """What a choice costs; None where it uses a forbidden pair."""
         total = self.constant + sum(int(costs[s]) for costs, s in zip(self.costs, choice, strict=True))

@@ -28,10 +28,7 @@ class Neighbourhoods:
         self.used = model.used_by(choice)
         self.random = Random(seed)
         self.size = float(FIRST_SIZE)
-        self.near: list[list[int]] = [[] for _ in model.costs]
-        for u, w in model.edges:
-            self.near[u].append(w)
-            self.near[w].append(u)
+        self.near = model.neighbours()
 
     def step(self, deadline: float | None) -> bool:
         """Look at one neighbourhood; whether there was a better choice in it."""
