@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoplan.cost.hardware import load_hardware
-from autoplan.graph import classes, find_blocks
 from autoplan.models import llama, mlp
 from autoplan.placement import parse_mesh
 from autoplan.plan.schema import Options, Plan
-from autoplan.planner.build import Built, build_problem
-from autoplan.planner.candidates import enumerate_candidates
+from autoplan.planner.build import Built
 from autoplan.planner.pipeline import PlanRequest, capture_for, plan_module
-from autoplan.planner.prices import Prices
+from autoplan.planner.remedies import problem_of
 
 MLP = {"dim": 64, "hidden_dim": 256, "n_layers": 3, "classes": 16, "batch": 32}
 LLAMA: dict[str, Any] = {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 128, "vocab_size": 128, "batch": 8, "seq": 64}
@@ -56,6 +55,4 @@ def planned(module: Module, wanted: PlanRequest) -> Plan:
 
 def built(module: Module, wanted: PlanRequest) -> Built:
     """The problem that `plan_module` would solve, without pins."""
-    graph = capture_for(*module, wanted.options)
-    candidates = enumerate_candidates(graph, wanted.mesh, classes(graph, find_blocks(graph)))
-    return build_problem(candidates, Prices(graph, wanted.mesh, wanted.hardware, wanted.options), wanted.limit_bytes)
+    return problem_of(capture_for(*module, wanted.options), replace(wanted, pins=()))

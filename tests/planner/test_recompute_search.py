@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from autoplan.assignment.gathers import gather_groups
 from autoplan.cost.predict import parameter_seconds, prediction
 from autoplan.errors import NoPlanFits, PlanError
-from autoplan.placement import parse_mesh
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.pins import apply_pins
 from autoplan.planner.prices import Prices
@@ -58,12 +57,12 @@ def module() -> Module:
 def start(memory_gib: float = FINE_GIB) -> tuple[Built, Prices]:
     wanted = request("2x2", memory_gib=memory_gib)
     found = built(module(), wanted)
-    return found, Prices(found.candidates.graph, wanted.mesh, wanted.hardware, wanted.options)
+    return found, found.terms.prices
 
 
 def recomputing(first: int, memory_gib: float = FINE_GIB) -> Built:
     found, prices = start(memory_gib)
-    return build_problem(found.candidates, prices, int(memory_gib * 2**30), prices.segments[:first])
+    return build_problem(found.terms, int(memory_gib * 2**30), prices.segments[:first])
 
 
 def random_choices(found: Built, count: int) -> list[tuple[int, ...]]:
@@ -107,7 +106,7 @@ def test_a_box_bounds_every_number_in_it() -> None:
     found, prices = start()
     limit = int(FINE_GIB * 2**30)
     for low, high in ((0, LAYERS), (1, LAYERS), (1, 2)):
-        box = build_problem(found.candidates, prices, limit, prices.segments[:low], prices.segments[:high]).problem
+        box = build_problem(found.terms, limit, prices.segments[:low], prices.segments[:high]).problem
         for choice in random_choices(found, 5):
             bound = evaluate(box, choice)
             for first in range(low, high + 1):
@@ -120,7 +119,7 @@ def test_a_box_bounds_every_number_in_it() -> None:
 def tight_gib(share: float) -> float:
     """A limit between the least memory with recomputing (0) and the least without (1)."""
     found, prices = start()
-    least, without = smallest(found, prices, int(FINE_GIB * 2**30), 60.0), smallest_memory(found.problem)
+    least, without = smallest(found, int(FINE_GIB * 2**30), 60.0), smallest_memory(found.problem)
     assert least is not None and least.solution.status == "optimal" and without is not None and without.status == "optimal"
     assert least.built.recomputed and least.solution.cost < without.bound
     return (1 + least.solution.cost + share * (without.cost - least.solution.cost)) * found.problem.unit_bytes / 2**30
@@ -130,12 +129,10 @@ def tight_gib(share: float) -> float:
 def test_the_search_finds_the_best_number(share: float) -> None:
     found, prices = start(tight_gib(share))
     limit = int(tight_gib(share) * 2**30)
-    outcome = cheapest(found, prices, limit, 120.0)
+    outcome = cheapest(found, limit, 120.0)
     assert outcome is not None and outcome.solution.status == "optimal"
     each = [
-        solution
-        for first in range(LAYERS + 1)
-        if (solution := solve(build_problem(found.candidates, prices, limit, prices.segments[:first]).problem))
+        solution for first in range(LAYERS + 1) if (solution := solve(build_problem(found.terms, limit, prices.segments[:first]).problem))
     ]
     assert abs(outcome.solution.cost - min(solution.cost for solution in each)) < found.problem.tie
     assert is_feasible(outcome.built.problem, outcome.solution.choice)
@@ -166,5 +163,5 @@ def test_wrong_pins_name_what_there_is() -> None:
 def test_inference_has_nothing_to_recompute() -> None:
     wanted = request("2x2")
     options = replace(wanted.options, mode="infer")
-    prices = Prices(start()[0].candidates.graph, parse_mesh("2x2"), wanted.hardware, options)
+    prices = replace(start()[1], options=options)
     assert prices.segments == ()

@@ -11,15 +11,11 @@ from typing import Any
 
 from autoplan.cli.verify import SeededModel, verified
 from autoplan.cost.hardware import load_hardware
-from autoplan.graph import classes, find_blocks
 from autoplan.load import Built, Target, build_meta, load_target
 from autoplan.placement import Mesh, parse_mesh
 from autoplan.plan.schema import Options, Plan
-from autoplan.planner.build import build_problem
-from autoplan.planner.candidates import enumerate_candidates
-from autoplan.planner.pins import apply_pins
 from autoplan.planner.pipeline import PlanRequest, capture_for, plan_module
-from autoplan.planner.prices import Prices
+from autoplan.planner.remedies import problem_of
 from autoplan.planner.solve import smallest_memory
 from autoplan.runtime.pool import WorkerPool
 from autoplan.runtime.verify import Verification
@@ -90,10 +86,9 @@ def tight_plan(target: Target, mesh: str, *pins: Mapping[str, Any]) -> Planned:
 
 def smallest_bytes(target: Target, built: Built, mesh: Mesh, pins: tuple[Mapping[str, Any], ...]) -> int:
     """The memory that the smallest plan needs which recomputes nothing."""
-    request = _request(mesh, pins, 1.0, target)
+    request = _request(mesh, pins, 1 / GIB, target)
     graph = capture_for(built.module, built.args, dict(built.kwargs), request.options)
-    candidates = apply_pins(enumerate_candidates(graph, mesh, classes(graph, find_blocks(graph))), pins)
-    problem = build_problem(candidates, Prices(graph, mesh, request.hardware, request.options), 1).problem
+    problem = problem_of(graph, request).problem
     found = smallest_memory(problem, TIME_LIMIT_S)
     assert found is not None
     return found.cost * problem.unit_bytes

@@ -30,12 +30,13 @@ class Remedy:
     """Something that the user may change, and the problem that it makes; `pins` that are given up are named as such."""
 
     text: str  # "on 4x4", "with precision bf16", "without the pin {...}"
-    problem: Callable[[], tuple[Built, Prices]]
+    problem: Callable[[], Built]
 
 
-def nothing_fits(start: Built, prices: Prices, limit_bytes: int, remedies: Sequence[Remedy] = ()) -> NoPlanFits:
+def nothing_fits(start: Built, limit_bytes: int, remedies: Sequence[Remedy] = ()) -> NoPlanFits:
     """The error that says how much the smallest plan needs, and for what; each remedy is solved for the least it needs."""
-    found = smallest(start, prices, limit_bytes, TIME_LIMIT_S)
+    prices = start.terms.prices
+    found = smallest(start, limit_bytes, TIME_LIMIT_S)
     assert found is not None, "without limits everything fits"
     needed_bytes = found.solution.cost * start.problem.unit_bytes
     assignment = found.built.assignment(found.solution.choice)
@@ -87,8 +88,8 @@ def _helping(remedies: Sequence[Remedy], limit_bytes: int, needed_bytes: int) ->
         if share < 1.0:
             return
         try:
-            built, prices = remedy.problem()
-            found = smallest(built, prices, limit_bytes, share)
+            built = remedy.problem()
+            found = smallest(built, limit_bytes, share)
         except OutOfTime:
             continue
         needs = found.solution.cost * built.problem.unit_bytes if found is not None else needed_bytes

@@ -29,6 +29,7 @@ from autoplan.planner.problem import Solution
 from autoplan.planner.recompute import Outcome, cheapest
 from autoplan.planner.remedies import remedies
 from autoplan.planner.request import PlanRequest
+from autoplan.planner.terms import terms_of
 from autoplan.rules.registry import rule_of
 
 COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
@@ -71,13 +72,13 @@ def plan_module(
             refuse_fallbacks(graph)
         candidates = apply_pins(candidates, request.pins)
     with clock.stage("problem"):
-        prices = Prices(graph, request.mesh, request.hardware, request.options)
-        built = build_problem(candidates, prices, request.limit_bytes)
+        terms = terms_of(candidates, Prices(graph, request.mesh, request.hardware, request.options))
+        built = build_problem(terms, request.limit_bytes)
     with clock.stage("solve"):
-        found = _solve(built, prices, request, progress)
+        found = _solve(built, request, progress)
         if found is None:
             options = remedies(graph, request, lambda changed: capture_for(module, args, kwargs, changed))
-            raise nothing_fits(built, prices, request.limit_bytes, options)
+            raise nothing_fits(built, request.limit_bytes, options)
     facts = ModelFacts.of(module, request.target, request.settings, request.rules)
     assignment = found.built.assignment(found.solution.choice)
     plan = emit(assignment, facts, request, solver_info(found.solution, request), found.built.recomputed)
@@ -110,11 +111,11 @@ def refuse_fallbacks(graph: Graph) -> None:
         )
 
 
-def _solve(built: Built, prices: Prices, request: PlanRequest, progress: Progress | None) -> Outcome | None:
+def _solve(built: Built, request: PlanRequest, progress: Progress | None) -> Outcome | None:
     unit_ms = built.problem.unit_s * 1e3
     report = (lambda cost, bound: progress.incumbent(cost * unit_ms, bound * unit_ms)) if progress else None
     hint = base_choice(built, request.base) if request.base is not None else None
-    return cheapest(built, prices, request.limit_bytes, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
+    return cheapest(built, request.limit_bytes, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
 
 
 def base_choice(built: Built, base: Plan) -> tuple[int, ...] | None:

@@ -17,7 +17,6 @@ from time import perf_counter
 from autoplan.errors import OutOfTime
 from autoplan.graph.segments import Segment
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.prices import Prices
 from autoplan.planner.problem import NoneCheaper, Solution, evaluate, is_feasible
 from autoplan.planner.solve import smallest_memory, solve
 
@@ -71,7 +70,6 @@ def _with(numbers: Numbers, position: int, number: int) -> Numbers:
 
 def cheapest(
     start: Built,
-    prices: Prices,
     limit_bytes: int,
     time_limit_s: float,
     *,
@@ -82,13 +80,12 @@ def cheapest(
 
     `start` is the problem in which nothing is recomputed. `hint` is a choice to begin with. Raises OutOfTime when the time limit passes before any choice is found.
     """
-    return _Search(start, prices, limit_bytes, perf_counter() + time_limit_s, time_limit_s, on_progress).run(hint)
+    return _Search(start, limit_bytes, perf_counter() + time_limit_s, time_limit_s, on_progress).run(hint)
 
 
 @dataclass
 class _Search:
     start: Built
-    prices: Prices
     limit_bytes: int
     deadline: float
     time_limit_s: float
@@ -121,26 +118,26 @@ class _Search:
     @cached_property
     def _copies(self) -> dict[str, list[Segment]]:
         found: dict[str, list[Segment]] = {}
-        for segment in self.prices.segments:
+        for segment in self.start.terms.prices.segments:
             found.setdefault(segment.prefix, []).append(segment)
         return found
 
     def _segments(self, numbers: Numbers) -> tuple[Segment, ...]:
         chosen = {s.name for segments, n in zip(self._copies.values(), numbers, strict=True) for s in segments[:n]}
-        return tuple(segment for segment in self.prices.segments if segment.name in chosen)
+        return tuple(segment for segment in self.start.terms.prices.segments if segment.name in chosen)
 
     def _fixed(self, numbers: Numbers) -> Built:
         """The problem in which just so many copies recompute."""
         if not any(numbers):
             return self.start
         if numbers not in self.fixed:
-            self.fixed[numbers] = build_problem(self.start.candidates, self.prices, self.limit_bytes, self._segments(numbers))
+            self.fixed[numbers] = build_problem(self.start.terms, self.limit_bytes, self._segments(numbers))
         return self.fixed[numbers]
 
     def _built(self, box: _Box) -> Built:
         if box.is_one:
             return self._fixed(box.least)
-        return build_problem(self.start.candidates, self.prices, self.limit_bytes, self._segments(box.least), self._segments(box.most))
+        return build_problem(self.start.terms, self.limit_bytes, self._segments(box.least), self._segments(box.most))
 
     def _is_enough(self, bound: int) -> bool:
         """Whether boxes of this bound have nothing that is cheaper than the best by more than preferences."""
@@ -217,12 +214,12 @@ class _Search:
         return Outcome(self._fixed(numbers), Solution(tuple(choice), self.cost, bound, status))
 
 
-def smallest(start: Built, prices: Prices, limit_bytes: int, time_limit_s: float) -> Outcome | None:
+def smallest(start: Built, limit_bytes: int, time_limit_s: float) -> Outcome | None:
     """The choice, and the copies that recompute, whose peak of memory is least; None where nothing is possible.
 
     The solution's `cost` and `bound` are in memory units.
     """
-    return _Smallest(start, prices, limit_bytes, perf_counter() + time_limit_s, time_limit_s, None).run_smallest()
+    return _Smallest(start, limit_bytes, perf_counter() + time_limit_s, time_limit_s, None).run_smallest()
 
 
 class _Smallest(_Search):

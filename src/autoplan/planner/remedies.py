@@ -16,6 +16,7 @@ from autoplan.planner.infeasible import Remedy
 from autoplan.planner.pins import apply_pins
 from autoplan.planner.prices import Prices
 from autoplan.planner.request import PlanRequest
+from autoplan.planner.terms import terms_of
 
 SHAPES = 3  # other shapes of the mesh that are tried
 
@@ -31,18 +32,18 @@ def remedies(graph: Graph, request: PlanRequest, recaptured: Callable[[Options],
     return found
 
 
-def problem_of(graph: Graph, request: PlanRequest) -> tuple[Built, Prices]:
+def problem_of(graph: Graph, request: PlanRequest) -> Built:
     """The problem of planning a graph as the request says, nothing recomputed."""
     candidates = enumerate_candidates(graph, request.mesh, classes(graph, () if request.unfold else find_blocks(graph)))
     prices = Prices(graph, request.mesh, request.hardware, request.options)
-    return build_problem(apply_pins(candidates, request.pins), prices, request.limit_bytes), prices
+    return build_problem(terms_of(apply_pins(candidates, request.pins), prices), request.limit_bytes)
 
 
-def _without_pin(graph: Graph, request: PlanRequest, k: int) -> Callable[[], tuple[Built, Prices]]:
+def _without_pin(graph: Graph, request: PlanRequest, k: int) -> Callable[[], Built]:
     return lambda: problem_of(graph, replace(request, pins=request.pins[:k] + request.pins[k + 1 :]))
 
 
-def _on(graph: Graph, request: PlanRequest, shape: tuple[int, ...]) -> Callable[[], tuple[Built, Prices]]:
+def _on(graph: Graph, request: PlanRequest, shape: tuple[int, ...]) -> Callable[[], Built]:
     return lambda: problem_of(graph, replace(request, mesh=Mesh(tuple("xyzuvw"[: len(shape)]), shape)))
 
 

@@ -1,0 +1,285 @@
+"""What every choice costs and takes, whatever recomputes: the arrays that problems of one planning run are put together from.
+
+The graph is never copied: every node and value of it belongs to a class, a class is one decision, and values that look
+alike (same producer class, same reader classes) are one term whose cost counts as often as there are of them. That folds
+repeated blocks and prices what passes between their copies, without a word about first and last ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoplan.assignment.names import block_of
+from autoplan.graph.ir import Value
+from autoplan.placement import Placements, forward_of, gradient_of
+from autoplan.planner.candidates import Candidates
+from autoplan.planner.prices import Array, Prices, ValuePrices
+from autoplan.planner.problem import FORBIDDEN, Reader, Vector
+
+TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
+MOST_PREFERENCE = TIES // 64 - 1
+COLLECTIVE = 8  # what a collective counts among equals; of the rows of an op each counts one more than the one before it
+
+Readers = tuple[tuple[int, int], ...]
+"""(problem node, operand) of everyone who reads a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpTerms:
+    """A class of nodes, by strategy: seconds of a step, and of running again; bytes of a moment, kept beside values, and of each output.
+
+    All are of one member, `made_bytes[output]` with the values that are that output of the members.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    seconds: Array
+    again_s: Array
+    transient_bytes: Array
+    beside_bytes: Array
+    made: tuple[tuple[tuple[int, ...], Array], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTerms:
+    """A class of sources, by state: seconds of the optimizer, bytes held all the time, of the gradient, and kept as an activation (an input)."""
+
+    name: str
+    members: tuple[int, ...]
+    seconds: Array
+    held_bytes: Array
+    gradient_bytes: Array
+    made_bytes: Array
+
+
+@dataclass(frozen=True, slots=True)
+class ValueTerms:
+    """Values whose producers and readers are of the same classes. Costs are of all members, seconds and bytes of one.
+
+    `forward[p][f]` and `backward[p][q]` as in ProblemValue; `again_s[p][f]` what bringing it there once more takes;
+    `kept_bytes[f]` a copy that lasts until backward; `in_flight_bytes[f]` what the block at work needs of a parameter.
+    """
+
+    name: str
+    kind: str
+    members: tuple[int, ...]
+    producer: int
+    reading: Readers
+    readers: tuple[Reader, ...]
+    made: Vector
+    forward_class: Vector
+    forward: Array
+    again_s: Array
+    backward: Array
+    free: tuple[int | None, ...]
+    kept_bytes: Array
+    in_flight_bytes: Array
+    block: str | None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the values are parameters."""
+        return self.kind == "parameter"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """All of them. Problem nodes are the node classes first, then the sources, then the outputs of the graph."""
+
+    candidates: Candidates
+    prices: Prices
+    unit_s: float
+    ops: tuple[OpTerms, ...]
+    sources: tuple[SourceTerms, ...]
+    values: tuple[ValueTerms, ...]
+    source_nodes: Mapping[int, int]  # value class -> problem node
+    output_nodes: tuple[int, ...]
+
+    def cost(self, seconds: Array, preferences: Array | None = None) -> Array:
+        """Integer costs of strategies; by preference among equals the earlier ones first."""
+        preferences = np.arange(len(seconds)) if preferences is None else preferences
+        return rounded(seconds, self.unit_s) + np.minimum(preferences, MOST_PREFERENCE)
+
+
+def rounded(seconds: Array, unit_s: float) -> Array:
+    """Seconds in cost units, with room for preferences below."""
+    return np.rint(seconds / unit_s).astype(np.int64) * TIES
+
+
+def terms_of(candidates: Candidates, prices: Prices) -> Terms:
+    """Price every choice once."""
+    return _Pricer(candidates, prices).terms()
+
+
+class _Pricer:
+    def __init__(self, candidates: Candidates, prices: Prices) -> None:
+        self.candidates, self.prices = candidates, prices
+        self.graph, self.classes = candidates.graph, candidates.classes
+        self.unit_s = prices.unit_s(candidates)
+        first = len(candidates.strategies)
+        self.source_nodes = {c: first + position for position, c in enumerate(candidates.sources)}
+        first += len(candidates.sources)
+        self.outputs = tuple(range(first, first + len(candidates.outputs)))
+
+    def terms(self) -> Terms:
+        """Ops, sources and values."""
+        return Terms(
+            self.candidates,
+            self.prices,
+            self.unit_s,
+            tuple(self._op(c) for c in range(len(self.candidates.strategies))),
+            tuple(self._source(c, states) for c, states in self.candidates.sources.items()),
+            self._values(),
+            self.source_nodes,
+            self.outputs,
+        )
+
+    def _op(self, c: int) -> OpTerms:
+        members, call, strategies = self.classes.node_members[c], self.candidates.calls[c], self.candidates.strategies[c]
+        node = self.graph.nodes[members[0]]
+        costs = [self.prices.strategy_cost(node, call, s) for s in strategies]
+        made = []
+        for j, value in enumerate(node.outputs):
+            nbytes = np.array([self.prices.made_bytes(value, s.makes[j]) for s in strategies])
+            made.append((tuple(self.graph.nodes[member].outputs[j] for member in members), nbytes))
+        return OpTerms(
+            node.address,
+            tuple(members),
+            np.array([cost.seconds for cost in costs]),
+            np.array([cost.forward_s + cost.inside_forward_s for cost in costs]),
+            np.array([self.prices.transient_bytes(call, s) for s in strategies]),
+            np.array([self.prices.kept_by_op_bytes(call, s) for s in strategies]),
+            tuple(made),
+        )
+
+    def _source(self, c: int, states: tuple[Placements, ...]) -> SourceTerms:
+        members = self.classes.value_members[c]
+        value = self.graph.values[members[0]]
+        held, gradient = np.array([self.prices.stored_bytes(value, state) for state in states]).T
+        made = [self.prices.made_bytes(value.id, state) if value.kind == "input" else 0 for state in states]
+        seconds = np.array([self.prices.stored_s(value, state) for state in states])
+        return SourceTerms(value.address, tuple(members), seconds, held, gradient, np.array(made))
+
+    def _values(self) -> tuple[ValueTerms, ...]:
+        """One for all values whose producers and readers are of the same classes."""
+        alike: dict[tuple[int, int, Readers], list[int]] = {}
+        for value in self.graph.values:
+            alike.setdefault(self._signature(value), []).append(value.id)
+        found = []
+        for (producer, output, readers), members in alike.items():
+            states = _States.of(self._made(producer, output), [self._needed(node, operand) for node, operand in readers])
+            if states.needed:
+                found.append((tuple(members), producer, readers, states))
+                self.prices.transitions.announce(states.homes, states.placements)
+                if self.prices.trains and self.graph.values[members[0]].needs_grad:
+                    self.prices.transitions.announce(*states.gradients)
+        return tuple(self._value(*one) for one in found)
+
+    def _signature(self, value: Value) -> tuple[int, int, Readers]:
+        if value.kind == "op":
+            node = self.graph.producers[value.id]
+            producer, output = self.classes.node_class[node.id], node.outputs.index(value.id)
+        else:
+            producer, output = self.source_nodes[self.classes.value_class[value.id]], 0
+        readers = {(self.classes.node_class[node.id], operand) for node, operand in self.graph.consumers[value.id]}
+        readers |= {(self.outputs[position], -1) for position, out in enumerate(self.graph.outputs) if out == value.id}
+        overwritten = [self.graph.buffers[fqn] for fqn, new in self.graph.mutations.items() if new == value.id and value.kind != "buffer"]
+        readers |= {(self.source_nodes[self.classes.value_class[buffer]], -1) for buffer in overwritten}
+        return producer, output, tuple(sorted(readers))
+
+    def _value(self, members: tuple[int, ...], producer: int, readers: Readers, states: _States) -> ValueTerms:
+        value = self.graph.values[members[0]]
+        block = block_of(value.address, self.prices.prefixes) if value.kind == "parameter" else None
+        prices = self.prices.of_value(value, block)
+        homes: Sequence[Placements | None] = states.homes if prices.home_is_free else [None] * len(states.produced)
+        again_s = prices.forward_s(states.homes, states.placements)
+        return ValueTerms(
+            name=value.address,
+            kind=value.kind,
+            members=members,
+            producer=producer,
+            reading=readers,
+            readers=tuple(Reader(node, needs) for (node, _), needs in zip(readers, states.needs, strict=True)),
+            made=states.made,
+            forward_class=states.forward_class,
+            forward=self._forward(len(members), prices, states, again_s),
+            again_s=again_s,
+            backward=self._backward(len(members), prices, states),
+            free=tuple(states.placements.index(home) if home in states.placements else None for home in homes),
+            kept_bytes=np.array([prices.kept_bytes(used) for used in states.placements]),
+            in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in states.placements]),
+            block=prices.block,
+        )
+
+    def _forward(self, count: int, prices: ValuePrices, states: _States, seconds: Array) -> Array:
+        """[produced, placements]: what it costs to bring the values there, in backward once more where they are gathered again."""
+        value = prices.value
+        counts = self.prices.transitions.collectives(states.homes, states.placements)
+        costs = self._costs(seconds * count * (2 if prices.regathers else 1), counts)
+        if value.kind == "parameter" and self.classes.value_class[value.id] in self.candidates.never_gathered:
+            costs[counts > 0] = FORBIDDEN
+        return costs
+
+    def _backward(self, count: int, prices: ValuePrices, states: _States) -> Array:
+        """[produced, needed]: what it costs to bring the gradient back."""
+        if not prices.has_gradient:
+            return np.zeros((len(states.produced), len(states.needed)), dtype=np.int64)
+        counts = self.prices.transitions.collectives(*states.gradients)
+        return self._costs(prices.backward_s(*states.gradients) * count, counts).T
+
+    def _costs(self, seconds: Array, collectives: Array) -> Array:
+        """The costs of redistributions: among plans that cost the same, the one with fewer collectives is read more easily."""
+        return rounded(seconds, self.unit_s) + np.minimum(COLLECTIVE * collectives, MOST_PREFERENCE)
+
+    def _made(self, producer: int, output: int) -> list[Placements]:
+        if producer < len(self.candidates.strategies):
+            return [strategy.makes[output] for strategy in self.candidates.strategies[producer]]
+        return self._source_states(producer)
+
+    def _needed(self, node: int, operand: int) -> list[Placements | None]:
+        if node < len(self.candidates.strategies):
+            return [strategy.needs[operand] for strategy in self.candidates.strategies[node]]
+        return list(self.candidates.outputs[node - self.outputs[0]]) if node >= self.outputs[0] else [*self._source_states(node)]
+
+    def _source_states(self, node: int) -> list[Placements]:
+        return list(self.candidates.sources[next(c for c, source in self.source_nodes.items() if source == node)])
+
+
+@dataclass(frozen=True, slots=True)
+class _States:
+    """The states of a value: those that strategies make, those that readers need, and the placements of the latter."""
+
+    produced: tuple[Placements, ...]
+    needed: tuple[Placements, ...]
+    placements: tuple[Placements, ...]
+    made: Vector  # by the producer's strategy
+    needs: tuple[tuple[int | None, ...], ...]  # by reader and its strategy
+    forward_class: Vector  # by needed state
+
+    @classmethod
+    def of(cls, made: Sequence[Placements], needs: Sequence[Sequence[Placements | None]]) -> _States:
+        """What the strategies of the producer make and those of each reader need."""
+        produced = {state: p for p, state in enumerate(dict.fromkeys(made))}
+        needed = {state: q for q, state in enumerate(dict.fromkeys(state for states in needs for state in states if state is not None))}
+        placements = {f: position for position, f in enumerate(dict.fromkeys(map(forward_of, needed)))}
+        return cls(
+            tuple(produced),
+            tuple(needed),
+            tuple(placements),
+            tuple(produced[state] for state in made),
+            tuple(tuple(None if state is None else needed[state] for state in states) for states in needs),
+            tuple(placements[forward_of(state)] for state in needed),
+        )
+
+    @property
+    def homes(self) -> list[Placements]:
+        """The placements of the produced states."""
+        return [forward_of(state) for state in self.produced]
+
+    @property
+    def gradients(self) -> tuple[list[Placements], list[Placements]]:
+        """Placements of gradients: from those of the needed states to those of the produced ones."""
+        return [gradient_of(state) for state in self.needed], [gradient_of(state) for state in self.produced]
