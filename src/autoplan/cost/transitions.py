@@ -2,7 +2,7 @@
 
 `redistribution.lower` decides the steps of one pair; a mesh of three axes has half a million pairs in one model. Here the same
 decisions are taken for all of them together (tests/cost/test_transitions.py compares the two). Steps that cost the same are one *kind of
-step*, so that pricing a value is looking up some hundred numbers.
+step*, a sequence of them is a *way*: pricing a value is pricing some hundred steps and some thousand ways, and looking these up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from autoplan.placement import Mesh, P, Partial, Placement, Placements, R, Repli
 from autoplan.redistribution import LOCAL_KINDS, Kind, Step
 
 Array = np.ndarray
-MOST_STEPS = 8  # of one redistribution; asserted
+MOST_STEPS = 6  # of one redistribution; asserted
+BITS_OF_A_KIND = 10  # a way is packed into 63 bits; asserted
 KINDS: tuple[Kind, ...] = ("slice", "reduce-scatter", "all-to-all", "pad", "all-reduce", "all-gather", "keep")  # those that shrink first
 SLICE, REDUCE_SCATTER, ALL_TO_ALL, PAD, ALL_REDUCE, ALL_GATHER, KEEP = range(len(KINDS))
 INWARD = (ALL_GATHER, PAD)  # the innermost axis first, all others outermost first
@@ -45,41 +46,47 @@ class TransitionTable:
 
     def seconds(self, nbytes: float, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
         """[source, target]: seconds to redistribute a tensor of `nbytes` (global)."""
-        steps = self._lowered(sources, targets)
-        total: Array = self._prices_of(nbytes)[steps].sum(-1)
+        ways = self._ways_between(sources, targets)
+        total: Array = self._prices_of(nbytes)[ways]
         return total
 
     def collectives(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
         """[source, target]: how many collectives a redistribution takes."""
-        steps = self._lowered(sources, targets)
-        count: Array = self._steps.are_collectives()[steps].sum(-1)
+        ways = self._ways_between(sources, targets)
+        count: Array = self._collectives[ways]
         return count
 
     def _number(self, placements: Iterable[Placements]) -> Array:
         return np.array([self._numbers.setdefault(p, len(self._numbers)) for p in placements], dtype=np.int64)
 
-    def _lowered(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
-        """[source, target, step]: the kinds of the steps, 0 for none."""
+    def _ways_between(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+        """[source, target]: the number of the way that the redistribution takes."""
         if self._table is None:
             self._fill()
         assert self._table is not None
-        rows = self._table[self._number(sources)[:, None], self._number(targets)[None, :]]
-        assert (rows >= 0).all(), "a pair that was not announced"
-        return self._kinds[rows]
+        ways = self._table[self._number(sources)[:, None], self._number(targets)[None, :]]
+        assert (ways >= 0).all(), "a pair that was not announced"
+        return ways
 
     def _fill(self) -> None:
         wanted = np.zeros((len(self._numbers), len(self._numbers)), dtype=bool)
         for sources, targets in self._announced:
             wanted[sources[:, None], targets[None, :]] = True
         sources, targets = np.nonzero(wanted)
-        self._kinds = _lower_all(list(self._numbers), sources, targets, self._steps)
+        steps = _lower_all(list(self._numbers), sources, targets, self._steps)
+        packed = (steps << BITS_OF_A_KIND * np.arange(steps.shape[1])).sum(1)
+        _, examples, ways = np.unique(packed, return_index=True, return_inverse=True)
+        self._ways = steps[examples]
+        self._collectives = self._steps.are_collectives()[self._ways].sum(-1)
         self._table = np.full(wanted.shape, -1, dtype=np.int64)
-        self._table[sources, targets] = np.arange(len(sources))
+        self._table[sources, targets] = ways.ravel()
+        self._prices = {}
 
     def _prices_of(self, nbytes: float) -> Array:
-        if nbytes not in self._prices or len(self._prices[nbytes]) < len(self._steps.known):
+        """Seconds by way."""
+        if nbytes not in self._prices:
             priced = [0.0, *(step_seconds(step, nbytes, self.mesh, self.hardware) for step in self._steps.known[1:])]
-            self._prices[nbytes] = np.array(priced)
+            self._prices[nbytes] = np.array(priced)[self._ways].sum(-1)
         return self._prices[nbytes]
 
 
@@ -104,6 +111,7 @@ class _StepKinds:
         if packed not in self._numbers:
             axes = tuple(axis for axis in range(self.mesh.ndim) if packed >> (32 + axis) & 1)
             src, dst = (_EXAMPLES[packed >> shift & 15] for shift in (28, 24))
+            assert len(self.known) < 1 << BITS_OF_A_KIND
             self._numbers[packed] = len(self.known)
             self.known.append(Step(KINDS[(packed >> 40) - 1], axes, src, dst, packed & 0xFFFFFF))
         return self._numbers[packed]

@@ -29,11 +29,9 @@ from autoplan.graph.ir import Graph, Node, Value
 from autoplan.graph.segments import Segment, find_segments
 from autoplan.placement import Mesh, Placements, forward_of
 from autoplan.plan.schema import Options
-from autoplan.planner.candidates import Candidates
 from autoplan.rules.row import Call, Strategy
 
 Array = np.ndarray
-RESOLUTION = 1e-7  # of the step's least compute time: what one unit of cost stands for
 
 
 @dataclass(frozen=True)
@@ -75,21 +73,9 @@ class Prices:
         """Of the repeated blocks."""
         return foldable_prefixes(find_blocks(self.graph))
 
-    def unit_s(self, candidates: Candidates) -> float:
-        """Seconds that one unit of cost stands for: fine enough for this model's step."""
-        members = candidates.classes.node_members
-        least = sum(
-            min(self.strategy_cost(self.graph.nodes[nodes[0]], call, s).seconds for s in strategies) * len(nodes)
-            for nodes, call, strategies in zip(members, candidates.calls, candidates.strategies, strict=True)
-        )
-        return RESOLUTION * max(least, 1e-6)
-
     def strategy_cost(self, node: Node, call: Call, strategy: Strategy) -> ComputeCost:
         """What one op costs, forward and backward, with the collectives inside it."""
-        key = (node.id, strategy)
-        if key not in self._strategy_costs:
-            self._strategy_costs[key] = strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated_operands(self.graph, node))
-        return self._strategy_costs[key]
+        return strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated_operands(self.graph, node))
 
     def kept_by_op_bytes(self, call: Call, strategy: Strategy) -> int:
         """Bytes that an op keeps beside values of the graph: statistics and masks."""
@@ -120,10 +106,6 @@ class Prices:
     def of_value(self, value: Value, block: str | None) -> ValuePrices:
         """The prices of what happens to one value; a parameter of a repeated block travels with the others of it."""
         return ValuePrices(self, value, block, self._block_sizes[block] if block is not None else 1)
-
-    @cached_property
-    def _strategy_costs(self) -> dict[tuple[int, Strategy], ComputeCost]:
-        return {}
 
     @cached_property
     def transitions(self) -> TransitionTable:

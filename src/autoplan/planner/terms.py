@@ -19,6 +19,7 @@ from autoplan.planner.candidates import Candidates
 from autoplan.planner.prices import Array, Prices, ValuePrices
 from autoplan.planner.problem import FORBIDDEN, Reader, Vector
 
+RESOLUTION = 1e-7  # of the step's least compute time: what one unit of cost stands for
 TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
 MOST_PREFERENCE = TIES // 64 - 1
 COLLECTIVE = 8  # what a collective counts among equals; of the rows of an op each counts one more than the one before it
@@ -118,7 +119,6 @@ class _Pricer:
     def __init__(self, candidates: Candidates, prices: Prices) -> None:
         self.candidates, self.prices = candidates, prices
         self.graph, self.classes = candidates.graph, candidates.classes
-        self.unit_s = prices.unit_s(candidates)
         first = len(candidates.strategies)
         self.source_nodes = {c: first + position for position, c in enumerate(candidates.sources)}
         first += len(candidates.sources)
@@ -126,11 +126,13 @@ class _Pricer:
 
     def terms(self) -> Terms:
         """Ops, sources and values."""
+        ops = tuple(self._op(c) for c in range(len(self.candidates.strategies)))
+        self.unit_s = RESOLUTION * max(sum(float(op.seconds.min()) * len(op.members) for op in ops), 1e-6)
         return Terms(
             self.candidates,
             self.prices,
             self.unit_s,
-            tuple(self._op(c) for c in range(len(self.candidates.strategies))),
+            ops,
             tuple(self._source(c, states) for c, states in self.candidates.sources.items()),
             self._values(),
             self.source_nodes,

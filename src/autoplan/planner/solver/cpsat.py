@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 from ortools.sat.python import cp_model
 
-from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model, Span
+from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Found, Model, Span
 
 SEED = 0
 WORKERS = 8  # interleaved, so that the search is the same on any number of cores
 JOINING = 8  # rows at a time
 Terms = list[tuple[cp_model.IntVar, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The best choice, None if none was found; no choice is better than `bound`, None: nothing is known. `finished`: not cut."""
-
-    choice: tuple[int, ...] | None
-    bound: int | None
-    finished: bool
 
 
 def cheapest(

@@ -102,3 +102,12 @@ class Model:
     def fits(self, choice: Sequence[int]) -> bool:
         """Whether a choice keeps every limit."""
         return bool((self.used_by(choice) <= self.limits).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best choice, None if none was found; no choice is better than `bound`, None: nothing is known. `finished`: not cut."""
+
+    choice: tuple[int, ...] | None
+    bound: int | None
+    finished: bool

@@ -7,7 +7,6 @@ next; what is found there is one bound more, until both meet. Only rows that som
 from __future__ import annotations
 
 import numpy as np
-from ortools.linear_solver import pywraplp
 
 from autoplan.planner.solver.model import Array
 
@@ -35,6 +34,8 @@ class Cuts:
 
     def best(self) -> tuple[float, Array] | None:
         """The most that the bounds allow, and the prices that might reach it; None where the solver of this cannot tell."""
+        from ortools.linear_solver import pywraplp  # here, since it takes half a second
+
         lp = pywraplp.Solver.CreateSolver("GLOP")
         value = lp.NumVar(-lp.infinity(), lp.infinity(), "")
         unit = max(1.0, *map(abs, self.costs))

@@ -15,10 +15,9 @@ from time import perf_counter
 import numpy as np
 
 from autoplan.planner.solver.bound import Bound, bound
-from autoplan.planner.solver.cpsat import Found, cheapest, least_excess
 from autoplan.planner.solver.eliminate import Elimination, TooWide
 from autoplan.planner.solver.improve import Improver
-from autoplan.planner.solver.model import FORBIDDEN, Array, Model
+from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
 from autoplan.planner.solver.passing import Passing
 from autoplan.planner.solver.priced import BITS
@@ -248,7 +247,9 @@ def _cheapest_within(
             break
     if deadline is not None and sum(edge.cost.size for edge in core.edges.values()) > LARGEST_CORE:
         return Found(best.choice, below.value, False)
-    found = cheapest(core, threshold, np.flatnonzero(prices > 0).tolist(), deadline, gap=gap, on_progress=on_progress)
+    from autoplan.planner.solver import cpsat  # here, since ortools loads pandas, and most problems are solved before
+
+    found = cpsat.cheapest(core, threshold, np.flatnonzero(prices > 0).tolist(), deadline, gap=gap, on_progress=on_progress)
     if found.choice is not None:
         best.meet(way.back(found.choice), core.cost_of(found.choice))
     return replace(found, choice=best.choice)
@@ -313,7 +314,9 @@ def _smallest_within(model: Model, below: Bound, threshold: int, deadline: float
         return Found(None, threshold + 1, True)
     if not core.costs:
         return Found(way.back(()), threshold, True)
-    found = least_excess(core, np.flatnonzero(prices > 0).tolist(), deadline)
+    from autoplan.planner.solver import cpsat
+
+    found = cpsat.least_excess(core, np.flatnonzero(prices > 0).tolist(), deadline)
     bound_ = threshold + 1 if found.choice is None and found.finished else None if found.bound is None else found.bound + threshold
     return Found(None if found.choice is None else way.back(found.choice), bound_, found.finished)
 
