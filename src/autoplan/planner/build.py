@@ -57,17 +57,25 @@ class Built:
         return (*chosen, *(states.index(state) for states, state in zip(candidates.outputs, assignment.outputs, strict=True)))
 
 
-def build_problem(terms: Terms, limit_bytes: int, recomputed: Sequence[Segment] = (), most: Sequence[Segment] | None = None) -> Built:
+def build_problem(
+    terms: Terms,
+    limit_bytes: int,
+    recomputed: Sequence[Segment] = (),
+    most: Sequence[Segment] | None = None,
+    *,
+    down: bool = False,
+) -> Built:
     """The problem of choosing within `limit_bytes` of memory per device, where `recomputed` segments run again.
 
     With `most`, which recomputes further copies, it bounds the problems from one to the other: no choice costs less or
-    takes less memory in any of them.
+    takes less memory in any of them. With `down` all that depends on what recomputes is rounded down, else memory is rounded up
+    and costs to the nearest.
     """
     most = recomputed if most is None else most
     prefixes = tuple(dict.fromkeys(segment.prefix for segment in recomputed))
     prices = terms.prices
     ends = (Scenario(prices.graph, prices.savings, prices.segments, tuple(again), prefixes) for again in (recomputed, most))
-    return _Builder(terms, limit_bytes, Span(*ends)).build()
+    return _Builder(terms, limit_bytes, Span(*ends), down).build()
 
 
 @dataclass
@@ -75,6 +83,7 @@ class _Builder:
     terms: Terms
     limit_bytes: int
     span: Span
+    down: bool
     temporaries: list[tuple[int, Group]] = field(default_factory=list)  # by node class
     gathered: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)
 
@@ -114,7 +123,7 @@ class _Builder:
         for values, made in op.made:
             kept += np.outer(self._least(lambda scenario: scenario.values_kept_as_made(values)), made)  # noqa: B023  # asked at once
         self.temporaries.append((c, Group(nodes=((c, self._units(op.transient_bytes)),))))
-        return ProblemNode(op.name, _vector(self.terms.cost(seconds)), self._rows(kept))
+        return ProblemNode(op.name, _vector(self.terms.cost(seconds, down=self.down)), self._rows(kept))
 
     def _source(self, source: SourceTerms) -> ProblemNode:
         gradients = self._least(lambda scenario: scenario.gradients(source.members))
@@ -170,7 +179,7 @@ class _Builder:
             made=terms.made,
             readers=tuple(terms.readers[position] for position in self._readers_again(terms)),
             forward_class=terms.forward_class,
-            forward=rounded(terms.again_s * times, self.terms.unit_s),
+            forward=rounded(terms.again_s * times, self.terms.unit_s, down=self.down),
             backward=np.zeros_like(terms.backward),
             keepers=(),
             kept=self._nothing(len(terms.kept_bytes)),
@@ -204,7 +213,8 @@ class _Builder:
         return _vector(-(-amounts // self.unit_bytes))
 
     def _rows(self, amounts: Array) -> Matrix:
-        return tuple(map(tuple, (-(-amounts // self.unit_bytes)).astype(np.int64).tolist()))
+        rounded_amounts = amounts // self.unit_bytes if self.down else -(-amounts // self.unit_bytes)
+        return tuple(map(tuple, rounded_amounts.astype(np.int64).tolist()))
 
 
 def _vector(numbers: Array) -> Vector:

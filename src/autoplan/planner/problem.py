@@ -15,7 +15,7 @@ op, the gathered parameters of one block.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -166,6 +166,30 @@ def top_groups(problem: Problem, choice: Sequence[int]) -> tuple[tuple[int, ...]
 def _group_memory(group: Group, choice: Sequence[int], kept: Sequence[frozenset[int]]) -> int:
     by_nodes = sum(amounts[choice[node]] for node, amounts in group.nodes)
     return by_nodes + sum(amounts[f] for value, amounts in group.values for f in kept[value])
+
+
+def restricted(problem: Problem, kept: Sequence[Array]) -> Problem:
+    """The problem with only the strategies `kept` of each node, renumbered in that order."""
+
+    def chosen(node: int, amounts: Sequence[int]) -> Vector:
+        return tuple(amounts[s] for s in kept[node])
+
+    nodes = (
+        ProblemNode(node.name, chosen(u, node.costs), tuple(chosen(u, row) for row in node.memory)) for u, node in enumerate(problem.nodes)
+    )
+    values = (
+        replace(
+            value,
+            made=chosen(value.producer, value.made),
+            readers=tuple(Reader(reader.node, tuple(reader.needs[s] for s in kept[reader.node])) for reader in value.readers),
+        )
+        for value in problem.values
+    )
+    peaks = tuple(
+        tuple(tuple(Group(tuple((u, chosen(u, amounts)) for u, amounts in group.nodes), group.values) for group in peak) for peak in row)
+        for row in problem.peaks
+    )
+    return replace(problem, nodes=tuple(nodes), values=tuple(values), peaks=peaks)
 
 
 def is_feasible(problem: Problem, choice: Sequence[int]) -> bool:

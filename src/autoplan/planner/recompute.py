@@ -1,8 +1,9 @@
 """How many copies of each block recompute, and with which strategies: branch and bound over the numbers.
 
-With the numbers fixed the problem is linear. A box of numbers is bounded by one problem, in which every term costs and takes
-what is least in the box. If its optimum fits with the fewest recomputed copies of the box, it is the box's optimum; else the
-box is split where the optimum begins to fit. Where memory is ample, that is one problem and no split.
+With the numbers fixed the problem is linear, and solved. Where memory is ample that is one problem: the cheapest choice of all
+fits with nothing recomputed. Else a range of numbers is bounded by its two ends: every amount changes evenly from one to
+the other, so what is proved of both under the same prices of memory holds in between (`solver.either`). What is proved also
+says which strategies a better plan may still use, so that ranges get smaller in two ways, until single numbers are solved.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import count
+from math import ceil
 from time import perf_counter
 
+import numpy as np
+
 from autoplan.errors import OutOfTime
-from autoplan.graph.segments import Segment
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.problem import NoneCheaper, Solution, evaluate, is_feasible
+from autoplan.planner.numbers import Box, Copies, Numbers
+from autoplan.planner.prices import Array
+from autoplan.planner.problem import NoneCheaper, Problem, Solution, evaluate, is_feasible, restricted
+from autoplan.planner.shares import SharedBound
 from autoplan.planner.solve import smallest_memory, solve
+from autoplan.planner.solver.search import UNLIMITED
 
-Numbers = tuple[int, ...]
-"""How many of the first copies of each prefix recompute."""
-
-FIRST_SHARE = 0.5  # of the time that is left: what a box of several numbers may take while no plan is known
+FIRST_SHARE = 0.5  # of the time that is left: what single numbers may take while no plan is known
 UNKNOWN = -(1 << 62)
+Kept = tuple[Array, ...]
+"""By node, the strategies that a better plan may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +43,15 @@ class Outcome:
     solution: Solution
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
-    """All numbers from `least` to `most`."""
+@dataclass(frozen=True, slots=True, order=True)
+class _Open:
+    """A box that is still to be looked at: nothing in it costs less than `bound`."""
 
-    least: Numbers
-    most: Numbers
-
-    @property
-    def is_one(self) -> bool:
-        return self.least == self.most
-
-    def split(self, at: Numbers) -> list[_Box]:
-        """The box cut in its longest direction into what is below `at`, at it and above it.
-
-        No copy at all is apart first: what is there while a copy recomputes bounds all other numbers.
-        """
-        k = max(range(len(self.least)), key=lambda i: self.most[i] - self.least[i])
-        low, middle, high = self.least[k], at[k], self.most[k]
-        parts = ((0, 0), (1, high)) if low == 0 else ((low, middle - 1), (middle, middle), (middle + 1, high))
-        return [_Box(_with(self.least, k, low), _with(self.most, k, high)) for low, high in parts if low <= high]
-
-    def at(self, share: float) -> Numbers:
-        """The numbers at a share of the way from least to most."""
-        return tuple(low + round(share * (high - low)) for low, high in zip(self.least, self.most, strict=True))
-
-
-def _with(numbers: Numbers, position: int, number: int) -> Numbers:
-    return (*numbers[:position], number, *numbers[position + 1 :])
+    bound: int
+    single: bool  # of the same bound, ranges first: they soon say how much a good plan costs
+    number: int  # then in the order in which they came
+    box: Box = field(compare=False)
+    kept: Kept = field(compare=False)
 
 
 def cheapest(
@@ -80,130 +66,173 @@ def cheapest(
 
     `start` is the problem in which nothing is recomputed. `hint` is a choice to begin with. Raises OutOfTime when the time limit passes before any choice is found.
     """
-    return _Search(start, limit_bytes, perf_counter() + time_limit_s, time_limit_s, on_progress).run(hint)
+    return _Cheapest(start, limit_bytes, time_limit_s, on_progress).run(hint)
 
 
-@dataclass
 class _Search:
-    start: Built
-    limit_bytes: int
-    deadline: float
-    time_limit_s: float
-    on_progress: Callable[[int, int], None] | None
-    cost: int | None = None
-    best: tuple[Numbers, Sequence[int]] | None = None
-    fixed: dict[Numbers, Built] = field(default_factory=dict)
-    given_up: int | None = None  # the least bound of the boxes that time did not allow to finish
+    """What both searches know: the problems by numbers, and the time."""
+
+    def __init__(self, start: Built, limit_bytes: int, time_limit_s: float) -> None:
+        self.start, self.limit_bytes, self.time_limit_s = start, limit_bytes, time_limit_s
+        self.deadline = perf_counter() + time_limit_s
+        self.copies = Copies(start.terms)
+        self.order = count()
+        self._fixed: dict[Numbers, Built] = {}
+
+    @property
+    def left_s(self) -> float:
+        """Seconds."""
+        return self.deadline - perf_counter()
+
+    def root(self) -> Box:
+        """All numbers that pins allow."""
+        pinned = self.start.candidates.recompute
+        copies = {prefix: len(segments) for prefix, segments in self.copies.by_prefix.items()}
+        return Box(tuple(pinned.get(p, 0) for p in copies), tuple(pinned.get(p, n) for p, n in copies.items()))
+
+    def fixed(self, numbers: Numbers) -> Built:
+        """The problem in which just so many copies recompute."""
+        if not any(numbers):
+            return self.start
+        if numbers not in self._fixed:
+            self._fixed[numbers] = build_problem(self.start.terms, self.limit_bytes, self.copies.segments(numbers))
+        return self._fixed[numbers]
+
+    def below(self, box: Box, *, down: bool = False) -> Built:
+        """The problem in which every term costs and takes what is least in the box."""
+        most = self.copies.segments(box.most)
+        return build_problem(self.start.terms, self.limit_bytes, self.copies.segments(box.least), most, down=down)
+
+
+class _Cheapest(_Search):
+    def __init__(self, start: Built, limit_bytes: int, time_limit_s: float, on_progress: Callable[[int, int], None] | None) -> None:
+        super().__init__(start, limit_bytes, time_limit_s)
+        self.on_progress = on_progress
+        self.cost: int | None = None
+        self.best: tuple[Numbers, tuple[int, ...]] | None = None
+        self.open: list[_Open] = []
+        self.given_up: int | None = None  # the least bound of what time did not allow to finish
 
     def run(self, hint: Sequence[int] | None) -> Outcome | None:
-        root = self._root()
+        """Ample memory first, then box after box, the one with the least bound first."""
+        root = self.root()
         if hint is not None:
-            self._meet(root, hint)
-        order = count()
-        boxes = [(UNKNOWN, next(order), root)]
-        while boxes and not self._is_enough(boxes[0][0]):
-            bound, _, box = heapq.heappop(boxes)
-            for part, part_bound in self._visit(box, bound, boxes):
-                heapq.heappush(boxes, (part_bound, next(order), part))
+            self._meet(root.least, hint) or self._meet(root.most, hint)
+        bound = self._ample(root)
+        if bound is not None:
+            everything = tuple(np.arange(len(node.costs)) for node in self.start.problem.nodes)
+            for box in self.copies.pieces(root):
+                self._push(box, bound, everything)
+        while self.open and not self._is_enough(self.open[0].bound):
+            if self.left_s <= 0:
+                self._give_up(self.open[0].bound)
+                break
+            self._visit(heapq.heappop(self.open))
         if self.best is None and self.given_up is not None:
             raise OutOfTime(f"no plan found in {self.time_limit_s:g} s", next_step="raise --time-limit")
         return self._outcome()
 
-    def _root(self) -> _Box:
-        """All numbers that pins allow."""
-        pinned = self.start.candidates.recompute
-        copies = {prefix: len(segments) for prefix, segments in self._copies.items()}
-        return _Box(tuple(pinned.get(p, 0) for p in copies), tuple(pinned.get(p, n) for p, n in copies.items()))
+    def _ample(self, root: Box) -> int | None:
+        """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
+        built = self.fixed(root.least)
+        free = replace(built.problem, limits=(), peaks=())
+        try:
+            found = solve(free, self.left_s * FIRST_SHARE)
+        except OutOfTime:
+            return UNKNOWN
+        if found is None:
+            return None
+        if not self._meet(root.least, found.choice):
+            return found.bound
+        if found.status != "optimal":
+            self._give_up(found.bound)
+        return None
 
-    @cached_property
-    def _copies(self) -> dict[str, list[Segment]]:
-        found: dict[str, list[Segment]] = {}
-        for segment in self.start.terms.prices.segments:
-            found.setdefault(segment.prefix, []).append(segment)
-        return found
-
-    def _segments(self, numbers: Numbers) -> tuple[Segment, ...]:
-        chosen = {s.name for segments, n in zip(self._copies.values(), numbers, strict=True) for s in segments[:n]}
-        return tuple(segment for segment in self.start.terms.prices.segments if segment.name in chosen)
-
-    def _fixed(self, numbers: Numbers) -> Built:
-        """The problem in which just so many copies recompute."""
-        if not any(numbers):
-            return self.start
-        if numbers not in self.fixed:
-            self.fixed[numbers] = build_problem(self.start.terms, self.limit_bytes, self._segments(numbers))
-        return self.fixed[numbers]
-
-    def _built(self, box: _Box) -> Built:
-        if box.is_one:
-            return self._fixed(box.least)
-        return build_problem(self.start.terms, self.limit_bytes, self._segments(box.least), self._segments(box.most))
+    def _push(self, box: Box, bound: int, kept: Kept) -> None:
+        heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), box, kept))
 
     def _is_enough(self, bound: int) -> bool:
-        """Whether boxes of this bound have nothing that is cheaper than the best by more than preferences."""
+        """Whether what has this bound has nothing that is cheaper than the best by more than preferences."""
         return self.cost is not None and bound > self.cost - self.start.problem.tie
 
-    def _visit(self, box: _Box, bound: int, others: Sequence[tuple[int, int, _Box]]) -> list[tuple[_Box, int]]:
-        """The parts of a box that are still to be looked at, with their bounds."""
-        left = self.deadline - perf_counter()
-        problem = self._built(box).problem
-        if left <= 0:
-            return self._give_up(bound)
-        share = FIRST_SHARE if self.best is None and not box.is_one else 1.0
-        rest = min((other for other, _, _ in others), default=None)
+    def _give_up(self, bound: int) -> None:
+        self.given_up = bound if self.given_up is None else min(self.given_up, bound)
+
+    def _visit(self, open_: _Open) -> None:
+        """A box bounded and cut, or a single problem solved."""
+        if open_.box.is_one:
+            return self._solve(open_)
+        box, kept = open_.box, open_.kept
+        k = box.longest
+        ends = [restricted(self.below(box.part(k, n, n), down=True).problem, kept) for n in (box.least[k], box.most[k])]
+        slack = self.start.terms.rounding
+
+        def meet(choice: Sequence[int]) -> int | None:
+            self._meet_between(box, ends, choice, kept)
+            return None if self.cost is None else self.cost + slack
+
+        below = SharedBound(ends, self.deadline, None if self.cost is None else self.cost + slack, meet).below
+        bound = max(open_.bound, below.value - slack)
+        top = UNLIMITED if self.cost is None else self.cost
+        left = tuple(kept[u][costs - slack <= top] for u, costs in enumerate(below.conditional))
+        if not self._is_enough(bound) and all(map(len, left)):
+            for half in box.halves():
+                self._push(half, bound, left)
+        return None
+
+    def _solve(self, open_: _Open) -> None:
+        """The numbers of a box fixed, the cheapest choice."""
+        problem = restricted(self.fixed(open_.box.least).problem, open_.kept)
+        share = FIRST_SHARE if self.best is None and self.open else 1.0
+        rest = [other.bound for other in self.open[:1]]
 
         def report(cost: int, proved: int) -> None:
-            if self.on_progress is not None and self.cost is not None:
-                known = [b for b in (max(proved, bound), rest, self.given_up) if b is not None]
-                self.on_progress(min(cost, self.cost) if box.is_one else self.cost, min(known))
+            if self.on_progress is not None:
+                known = [max(proved, open_.bound), *rest, *([] if self.given_up is None else [self.given_up])]
+                self.on_progress(cost if self.cost is None else min(cost, self.cost), min(known))
 
-        known = self.best[1] if self.best is not None else None
         found: Solution | NoneCheaper | None
         try:
             if self.cost is None:
-                found = solve(problem, left * share, on_progress=report)
+                found = solve(problem, self.left_s * share, on_progress=report)
             else:
-                found = solve(problem, left * share, cutoff=self.cost, hint=known, on_progress=report)
+                found = solve(problem, self.left_s * share, cutoff=self.cost, on_progress=report)
         except OutOfTime:
-            return self._halves(box, bound) if self.best is None and not box.is_one else self._give_up(bound)
+            return self._give_up(open_.bound)
         if found is None:
-            return []
-        bound = max(bound, found.bound)
-        if share == 1.0 and isinstance(found, Solution) and found.status != "optimal":
-            self.deadline = perf_counter()  # cut short, be it by the user
-        if isinstance(found, NoneCheaper):
-            return [] if self._is_enough(bound) else self._give_up(bound)
-        at = self._meet(box, found.choice)
-        if box.is_one or at == box.least:
-            return [] if self._is_enough(bound) else self._give_up(bound)
-        return [(part, bound) for part in box.split(at if at is not None else box.at(0.5))]
-
-    def _halves(self, box: _Box, bound: int) -> list[tuple[_Box, int]]:
-        """Where no choice was found in a box: the most that recomputes first, since that fits most easily."""
-        return [(part, bound) for part in reversed(box.split(box.most))]
-
-    def _give_up(self, bound: int) -> list[tuple[_Box, int]]:
-        self.given_up = bound if self.given_up is None else min(self.given_up, bound)
-        return []
-
-    def _meet(self, box: _Box, choice: Sequence[int]) -> Numbers | None:
-        """The fewest copies of the box with which a choice fits, remembered if it is the best; None where it does not fit."""
-        steps = max((high - low for low, high in zip(box.least, box.most, strict=True)), default=0)
-        low, high = 0, steps + 1  # fits from `high` on, as far as is known
-        while low < high:
-            middle = (low + high) // 2
-            if middle <= steps and not is_feasible(self._fixed(box.at(middle / max(1, steps))).problem, choice):
-                low = middle + 1
-            else:
-                high = middle
-        if low > steps:
             return None
-        numbers = box.at(low / max(1, steps))
-        cost = evaluate(self._fixed(numbers).problem, choice).cost
+        if isinstance(found, Solution):
+            self._meet(open_.box.least, _full(found.choice, open_.kept))
+            if found.status != "optimal" and share == 1.0:
+                self.deadline = perf_counter()  # cut short, be it by the user
+        bound = max(open_.bound, found.bound)
+        return None if self._is_enough(bound) else self._give_up(bound)
+
+    def _meet(self, numbers: Numbers, choice: Sequence[int]) -> bool:
+        """Whether a choice fits with just so many copies; remembered if it is the best."""
+        problem = self.fixed(numbers).problem
+        if not is_feasible(problem, choice):
+            return False
+        cost = evaluate(problem, choice).cost
         assert cost is not None
         if self.cost is None or cost < self.cost:
-            self.cost, self.best = cost, (numbers, choice)
-        return numbers
+            self.cost, self.best = cost, (numbers, tuple(choice))
+        return True
+
+    def _meet_between(self, box: Box, ends: Sequence[Problem], choice: Sequence[int], kept: Kept) -> None:
+        """Try a choice with the fewest copies with which it fits, by what it takes at both ends."""
+        low, high = (evaluate(end, choice) for end in ends)
+        if low.cost is None or high.cost is None or any(b > limit for b, limit in zip(high.memory, ends[1].limits, strict=True)):
+            return
+        over = [(a - limit) / (a - b) for a, b, limit in zip(low.memory, high.memory, ends[0].limits, strict=True) if a > limit]
+        share = max(over, default=0.0)
+        if self.cost is not None and low.cost + share * (high.cost - low.cost) >= self.cost:
+            return
+        k = box.longest
+        first = box.least[k] + ceil(share * (box.most[k] - box.least[k]))
+        for number in range(first, min(first + 2, box.most[k] + 1)):  # one more, since the ends are rounded down
+            if self._meet(box.part(k, number, number).most, _full(choice, kept)):
+                return
 
     def _outcome(self) -> Outcome | None:
         if self.best is None or self.cost is None:
@@ -211,50 +240,57 @@ class _Search:
         numbers, choice = self.best
         bound = self.cost if self.given_up is None else min(self.cost, self.given_up)
         status = "optimal" if self.cost - bound < self.start.problem.tie else "feasible"
-        return Outcome(self._fixed(numbers), Solution(tuple(choice), self.cost, bound, status))
+        return Outcome(self.fixed(numbers), Solution(choice, self.cost, bound, status))
+
+
+def _full(choice: Sequence[int], kept: Kept) -> tuple[int, ...]:
+    """A choice among the strategies that were kept, in the problem's own numbers."""
+    return tuple(int(strategies[s]) for strategies, s in zip(kept, choice, strict=True))
 
 
 def smallest(start: Built, limit_bytes: int, time_limit_s: float) -> Outcome | None:
     """The choice, and the copies that recompute, whose peak of memory is least; None where nothing is possible.
 
-    The solution's `cost` and `bound` are in memory units.
+    The solution's `cost` and `bound` are in memory units. Raises OutOfTime when the time limit passes before any choice is found.
     """
-    return _Smallest(start, limit_bytes, perf_counter() + time_limit_s, time_limit_s, None).run_smallest()
+    return _Smallest(start, limit_bytes, time_limit_s).run()
 
 
 class _Smallest(_Search):
-    """The same search for the least peak of memory, all boxes halved."""
+    """All boxes halved, each bounded by the problem of its least terms."""
 
-    def run_smallest(self) -> Outcome | None:
-        root, order = self._root(), count()
-        found = [self._solved(_Box(numbers, numbers), 1 / 3) for numbers in dict.fromkeys((root.least, root.most))]
-        best = min((outcome for outcome in found if outcome is not None), key=lambda outcome: outcome.solution.cost, default=None)
+    def run(self) -> Outcome | None:
+        """Few and many copies first, since one of both is best most of the time."""
+        root = self.root()
+        ends = dict.fromkeys((root.least, root.most))
+        boxes = [(0, next(self.order), Box(numbers, numbers)) for numbers in ends]
+        boxes += [(0, next(self.order), box) for box in self.copies.pieces(root) if box.least not in ends or not box.is_one]
+        best: Outcome | None = None
+        proved: list[int] = []  # about the boxes that are not to be looked at again
+        while boxes and (best is None or boxes[0][0] < best.solution.cost):
+            bound, _, box = heapq.heappop(boxes)
+            if best is not None and self.left_s <= 0:
+                proved.append(bound)
+                break
+            built = self.fixed(box.least) if box.is_one else self.below(box)
+            try:
+                solution = smallest_memory(built.problem, max(1.0, self.left_s / (3 if best is None else 2)))
+            except OutOfTime:
+                proved.append(bound)
+                continue
+            if solution is None:
+                continue
+            bound = max(bound, solution.bound)
+            if not box.is_one and self.left_s > 0:
+                for part in box.halves():
+                    heapq.heappush(boxes, (bound, next(self.order), part))
+                continue
+            proved.append(bound)
+            if box.is_one and (best is None or solution.cost < best.solution.cost):
+                best = Outcome(built, solution)
+        if best is None and proved:
+            raise OutOfTime(f"no plan found in {self.time_limit_s:g} s")
         if best is None:
             return None
-        boxes, proved = [(0, next(order), root)], best.solution.bound
-        while boxes and boxes[0][0] < best.solution.cost:
-            bound, _, box = heapq.heappop(boxes)
-            if perf_counter() > self.deadline:
-                proved = min(proved, bound)
-                break
-            outcome = self._solved(box, 0.5)
-            if outcome is None:
-                continue
-            bound = max(bound, outcome.solution.bound)
-            if not box.is_one:
-                for part in box.split(box.at(0.5)):
-                    heapq.heappush(boxes, (bound, next(order), part))
-            elif outcome.solution.cost < best.solution.cost:
-                best = outcome
-            else:
-                proved = min(proved, max(bound, 0)) if bound < best.solution.cost else proved
-        bound = min(best.solution.bound, proved)
+        bound = min([best.solution.cost, *proved])
         return Outcome(best.built, replace(best.solution, bound=bound, status="optimal" if best.solution.cost <= bound else "feasible"))
-
-    def _solved(self, box: _Box, share: float) -> Outcome | None:
-        built = self._built(box)
-        try:
-            solution = smallest_memory(built.problem, max(1.0, share * (self.deadline - perf_counter())))
-        except OutOfTime:
-            return None
-        return None if solution is None else Outcome(built, solution)

@@ -16,6 +16,7 @@ import numpy as np
 from autoplan.planner.pairwise import Modeller, known_costs, price_of
 from autoplan.planner.problem import Problem, ProblemValue, evaluate
 from autoplan.planner.solver.bound import Bound, bound
+from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import Elimination, TooWide
 from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span
 from autoplan.planner.solver.passing import Passing
@@ -29,18 +30,28 @@ PATIENCE = 3  # rounds without a better bound
 class SharedBound:
     """The bounds on a problem's strategies, from rounds of moving shares; `choice` is the best feasible one met, of cost `cost`.
 
-    Only choices cheaper than `cutoff` count.
+    Only choices cheaper than `cutoff` count. With several problems, of the same nodes, values and rows, the bounds hold for
+    each of them and for every problem whose amounts lie evenly between theirs: under given prices of memory the least cost of
+    such a problem is a concave function of where it lies. `meet` is then told each choice and answers the best cost known.
     """
 
-    def __init__(self, problem: Problem, deadline: float | None, cutoff: int | None = None) -> None:
-        self.problem = problem
+    def __init__(
+        self,
+        problems: Problem | Sequence[Problem],
+        deadline: float | None,
+        cutoff: int | None = None,
+        meet: Callable[[Sequence[int]], int | None] | None = None,
+    ) -> None:
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        self.problem = self.problems[0]
         self.deadline = deadline
-        self.shares = [_Shares.equal(value) for value in problem.values]
+        self.shares = [_Shares.equal(value) for value in self.problem.values]
         self.choice: tuple[int, ...] | None = None
         self.cost = cutoff
+        self.meet = meet or self._meet
         self.last: tuple[int, ...] = ()
-        everything = [np.arange(len(node.costs)) for node in problem.nodes]
-        self.below = self._rounds(everything, None, lambda model: engine_for(model, glance(model)))
+        everything = [np.arange(len(node.costs)) for node in self.problem.nodes]
+        self.below = self._rounds(everything, None, engine_for)
 
     def within(self, threshold: int) -> Bound:
         """Bounds on the choices of at most `threshold`: closer ones, if few enough strategies are left to be exact."""
@@ -48,18 +59,22 @@ class SharedBound:
         if not all(map(len, alive)):
             return self.below
         try:
-            closer = self._rounds(alive, self.below.prices, lambda model: Elimination(model, max(1, threshold)))
+            closer = self._rounds(alive, self.below.prices, lambda model, magnitude: Elimination(model, max(1, threshold)))
         except TooWide:
             return self.below
         return _stronger(self.below, closer)
 
-    def _rounds(self, alive: Sequence[Array], prices: Array | None, engine: Callable[[Model], Passing | Elimination]) -> Bound:
+    def _rounds(self, alive: Sequence[Array], prices: Array | None, engine: Callable[[Model, int], Passing | Elimination]) -> Bound:
         best: Bound | None = None
         idle = 0
         for _ in range(ROUNDS):
-            model = _among(_Relaxation(self.problem, self.shares).model(), alive)
-            prices = np.zeros(len(model.limits)) if prices is None else prices
-            below = bound(engine(model), prices, lambda choice, used: self._meet(alive, choice), self.deadline)
+            models = [_among(_Relaxation(problem, self.shares).model(), alive) for problem in self.problems]
+            prices = np.zeros(len(models[0].limits)) if prices is None else prices
+            magnitude = max(map(glance, models))
+            engines = [engine(model, magnitude) for model in models]
+            below = bound(
+                engines[0] if len(engines) == 1 else Either(engines), prices, lambda choice, used: self._met(alive, choice), self.deadline
+            )
             prices = below.prices
             idle = 0 if best is None or below.value > best.value + abs(below.value) * 1e-8 else idle + 1
             best = below if best is None else _stronger(best, below)
@@ -75,12 +90,16 @@ class SharedBound:
             conditional[-1][kept] = costs
         return Bound(best.value, tuple(conditional), best.prices)
 
-    def _meet(self, alive: Sequence[Array], chosen: Sequence[int]) -> int | None:
+    def _met(self, alive: Sequence[Array], chosen: Sequence[int]) -> int | None:
         self.last = tuple(int(kept[s]) for kept, s in zip(alive, chosen, strict=True))
-        result = evaluate(self.problem, self.last)
+        self.cost = self.meet(self.last)
+        return self.cost
+
+    def _meet(self, choice: Sequence[int]) -> int | None:
+        result = evaluate(self.problem, choice)
         fits = all(amount <= limit for amount, limit in zip(result.memory, self.problem.limits, strict=True))
         if result.cost is not None and fits and (self.cost is None or result.cost < self.cost):
-            self.choice, self.cost = self.last, result.cost
+            self.choice, self.cost = tuple(choice), result.cost
         return self.cost
 
 

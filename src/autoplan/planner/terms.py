@@ -99,15 +99,20 @@ class Terms:
     source_nodes: Mapping[int, int]  # value class -> problem node
     output_nodes: tuple[int, ...]
 
-    def cost(self, seconds: Array, preferences: Array | None = None) -> Array:
-        """Integer costs of strategies; by preference among equals the earlier ones first."""
-        preferences = np.arange(len(seconds)) if preferences is None else preferences
-        return rounded(seconds, self.unit_s) + np.minimum(preferences, MOST_PREFERENCE)
+    def cost(self, seconds: Array, *, down: bool = False) -> Array:
+        """Integer costs of strategies; among equals the earlier ones first."""
+        return rounded(seconds, self.unit_s, down=down) + np.minimum(np.arange(len(seconds)), MOST_PREFERENCE)
+
+    @property
+    def rounding(self) -> int:
+        """By how much a choice's cost, of terms rounded to the nearest, may be less than their sum: at most half a unit each."""
+        return TIES // 2 * (len(self.ops) + len(self.values))
 
 
-def rounded(seconds: Array, unit_s: float) -> Array:
-    """Seconds in cost units, with room for preferences below."""
-    return np.rint(seconds / unit_s).astype(np.int64) * TIES
+def rounded(seconds: Array, unit_s: float, *, down: bool = False) -> Array:
+    """Seconds in cost units, to the nearest or down, with room for preferences below."""
+    units = seconds / unit_s
+    return (np.floor(units) if down else np.rint(units)).astype(np.int64) * TIES
 
 
 def terms_of(candidates: Candidates, prices: Prices) -> Terms:

@@ -8,6 +8,7 @@ from time import perf_counter
 
 import numpy as np
 
+from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import Array
 from autoplan.planner.solver.passing import Passing
@@ -27,22 +28,22 @@ class Bound:
     prices: Array
 
 
+Engine = Passing | Elimination | Either
 Meet = Callable[[Sequence[int], Array], int | None]
 
 
-def bound(engine: Passing | Elimination, prices: Array, meet: Meet, deadline: float | None, *, simplex: bool = False) -> Bound:
+def bound(engine: Engine, prices: Array, meet: Meet, deadline: float | None, *, simplex: bool = False) -> Bound:
     """Sweep, look at the choice that the messages suggest, move prices towards what it uses too much of, and again.
 
     `meet(choice, used)` is told each choice with what it uses, and answers the cost of the best one known, None while there
     is none. With `simplex` the prices add up to 1 (to bound the greatest row), else they are any from 0 up.
     """
-    model = engine.priced.model
-    cuts = Cuts(len(model.limits), simplex=simplex)
+    cuts = Cuts(len(engine.model.limits), simplex=simplex)
     best, best_prices, idle = -(1 << 100), prices, 0
     for round_ in range(ROUNDS):
         engine.set_prices(prices, whole=simplex)
         engine.improve(not round_, deadline)
-        choice = engine.decode()
+        choice, model = engine.decode(), engine.model
         used = model.used_by(choice)
         known = meet(choice, used)
         idle = 0 if engine.bound > best + abs(best) * 1e-6 else idle + 1
@@ -66,10 +67,10 @@ def bound(engine: Passing | Elimination, prices: Array, meet: Meet, deadline: fl
     return _conclude(engine, best_prices, best, deadline, simplex=simplex)
 
 
-def _conclude(engine: Passing | Elimination, prices: Array, best: int, deadline: float | None, *, simplex: bool) -> Bound:
+def _conclude(engine: Engine, prices: Array, best: int, deadline: float | None, *, simplex: bool) -> Bound:
     """The bounds on strategies under the best prices."""
     if deadline is not None and perf_counter() > deadline:
-        return Bound(best, tuple(np.full(len(costs), best) for costs in engine.priced.model.costs), prices)
+        return Bound(best, tuple(np.full(len(costs), best) for costs in engine.model.costs), prices)
     engine.set_prices(prices, whole=simplex)
     engine.improve(True, deadline)
     value = max(best, engine.bound)

@@ -53,6 +53,11 @@ class Passing:
         self._pull(model.edges)
 
     @property
+    def model(self) -> Model:
+        """Over which messages pass."""
+        return self.priced.model
+
+    @property
     def value(self) -> int:
         """The bound, scaled, without the model's constant."""
         return self.priced.offset + sum(int(theta.min()) for theta in self.theta)

@@ -45,6 +45,7 @@ BANDS = (
 SHRINKING = 0.8  # of the strategies: if more are left, bounding once more would not help
 UNLIMITED = 1 << 55
 REDUCING, FIRST_CHOICE, BOUNDING, IMPROVING = 0.6, 0.1, 0.4, 0.3  # parts of the time left, at most
+NEAR = 0.01  # of what is proved
 LARGEST_CORE = 150_000  # pairs of strategies: beyond, CP-SAT would not come to an end in any time limit
 PATIENCE = 40  # forests that lead to nothing better
 NEIGHBOURHOODS = 60  # the same
@@ -132,7 +133,8 @@ class _Search:
         for slack in (*BANDS, None):
             if self.best.below is not None and self.best.below - self.proved <= (0 if self.best.cost is None else self.gap):
                 break
-            threshold = self.proved + max(1, int(slack * abs(self.proved))) if slack is not None else UNLIMITED
+            guess = slack is not None and not (outer and self._is_near())
+            threshold = self.proved + max(1, int(slack * abs(self.proved))) if guess and slack is not None else UNLIMITED
             if self.best.cost is not None:
                 threshold = min(threshold, self.best.cost)
             if self.cutoff is not None:
@@ -153,6 +155,10 @@ class _Search:
                 raise Infeasible
             self.proved = threshold if threshold == self.best.cost else threshold + 1
         return self.result(finished=True)
+
+    def _is_near(self) -> bool:
+        """Whether the best choice is so close to what is proved that there is no need to guess lower thresholds first."""
+        return self.best.below is not None and self.best.below - self.proved <= NEAR * abs(self.proved)
 
     def result(self, *, finished: bool) -> Result:
         """What is known now."""
