@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -56,13 +57,18 @@ class HandWritten(nn.Module):
         self.compiled_loss: Callable[..., Tensor] | None = None
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        x = self.embed(tokens)
+        x = arrived(self.embed(tokens))
         cos, sin = self.rope(x.dtype)
         for layer in self.layers:
             x = layer(x, cos, sin)
         if self.compiled_loss is not None:
             return self.compiled_loss(self.norm.weight, self.norm.eps, self.output.weight, x, labels)
         return F.cross_entropy(self.output(self.norm(x)).flatten(0, 1).float(), labels.flatten())
+
+
+def arrived(x: Tensor) -> Tensor:
+    """A plain tensor: torch 2.13 loses the type of the gradient of one that is under way into a compiled layer."""
+    return x.clone() if isinstance(x, AsyncCollectiveTensor) else x
 
 
 def norm_head_loss(norm: Tensor, eps: float, head: Tensor, x: Tensor, labels: Tensor) -> Tensor:

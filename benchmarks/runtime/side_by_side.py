@@ -4,11 +4,11 @@
 
 Settings: `hand:KIND` with KIND one of ddp, fsdp, tp, fsdp+tp, each compiled layer by layer, `/head` with norm, head and loss as one
 compiled function too; `floor`, one GPU alone with its share of the batch, likewise compiled; `LAYOUT` runs the plan SIZE-LAYOUT.yaml of
-`plans-two/` or `plans-four/`, `/ahead` with gathers and reductions one piece ahead, `/recompute` with all layers recomputed. `/eager`
-compiles nothing. All settings of a size are built first and then measured in turns of some steps. One JSON object a line for every
-setting: the median and the least of the timed steps, each between two synchronisations of all ranks; how long building and the first
-step took; the peak of this setting's memory on rank 0. `--profile` adds where the GPU's time went (`best` stands for the best hand-written
-setting and our best).
+`plans-two/` or `plans-four/`, `/ahead` with gathers and reductions one piece ahead, `/recompute` with all layers recomputed, `/joined`
+with the parameters of a layer in one flat buffer. `/eager` compiles nothing. All settings of a size are built first and then measured in
+turns of some steps. One JSON object a line for every setting: the median and the least of the timed steps, each between two
+synchronisations of all ranks; how long building and the first step took; the peak of this setting's memory on rank 0. `--profile` adds
+where the GPU's time went (`best` stands for the best hand-written setting and our best).
 """
 
 from __future__ import annotations
@@ -279,6 +279,7 @@ def planned_step(plan: Plan, marks: Sequence[str], compile_options: dict[str, An
     built = build_skeleton(load_target(plan.model.target, plan.model.set))
     module = parallelize(built.module, built.args, built.kwargs, plan, mesh)
     initialize(module, 0)
+    local_forward(module).collectives.joins = "joined" in marks
     if "eager" not in marks:
         local_forward(module).compile(**compile_options)
     batch = shard_inputs(plan, mesh, dict(zip(("tokens", "labels"), built.args, strict=True)))
