@@ -50,7 +50,7 @@ def tensor(before: Sequence[str] = (), place: Sequence[str] = ()) -> Pins:
 def data_tensor() -> Pins:
     """Megatron's layout on the second axis, the batch and every stored weight split over the first too."""
     stores = {**dict.fromkeys(COLUMNS, ["S(1)", "S(0)"]), **dict.fromkeys(ROWS, ["S(0)", "S(1)"])}
-    return tensor(["R"], ["S(0)"]) + [{"params": f"layers.*.{name}.weight", "store": store} for name, store in stores.items()]
+    return tensor(["R"], ["S(0)"]) + [{"params": f"layers.*.{name}.weight", "store": list(store)} for name, store in stores.items()]
 
 
 LAYOUTS: dict[int, dict[str, tuple[str, Pins]]] = {
@@ -88,10 +88,10 @@ def make_plan(size: str, mesh: str, pins: Pins, out: Path) -> None:
         file.write_text(yaml.safe_dump(pins))
         command += ["--pins", str(file)]
     print(out.name, flush=True)
-    try:
-        subprocess.run(command, check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
-    finally:
-        out.with_suffix(".pins").unlink(missing_ok=True)
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    out.with_suffix(".pins").unlink(missing_ok=True)
+    if done.returncode:
+        raise SystemExit(f"{out.name}: {done.stderr}")
 
 
 if __name__ == "__main__":
