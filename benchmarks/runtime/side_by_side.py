@@ -5,10 +5,12 @@
 Settings: `hand:KIND` with KIND one of ddp, fsdp, tp, fsdp+tp, each compiled layer by layer, `/head` with norm, head and loss as one
 compiled function too; `floor`, one GPU alone with its share of the batch, likewise compiled; `LAYOUT` runs the plan SIZE-LAYOUT.yaml of
 `plans-two/` or `plans-four/`, `/ahead` with gathers and reductions one piece ahead, `/recompute` with all layers recomputed, `/joined`
-with the parameters of a layer in one flat buffer, `/one-queue` with all collectives in the same NCCL queue. `/eager` compiles nothing. All settings of a size are built first and then measured in
-turns of some steps. One JSON object a line for every setting: the median and the least of the timed steps, each between two
-synchronisations of all ranks; how long building and the first step took; the peak of this setting's memory on rank 0. `--profile` adds
-where the GPU's time went (`best` stands for the best hand-written setting and our best).
+with the parameters of a layer in one flat buffer, `/one-queue` with all collectives in the same NCCL queue. `/eager` compiles nothing.
+
+All settings of a size are built first and then measured in turns of some steps. One JSON object a line for every setting: the median
+and the least of the timed steps, each between two synchronisations of all ranks; how long building and the first step took (what an
+earlier setting compiled is not compiled again); the peak of this setting's memory on rank 0. `--profile` adds where the GPU's time
+went (`best` stands for the best hand-written setting and our best).
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ class ProcessGroupCollectives:
     """One process's collectives. Every rank must be given the same `groups` of axes, since making a group is collective.
 
     What is started to run beside compute has groups of its own over the axes in `beside`: with NCCL a second queue, before
-    whose kernels those that compute give way, and behind which no collective that compute waits for has to stand. Tensors that are gathered or scattered together go as they lie, in one call; where `joins`, in one flat buffer.
+    whose kernels those that compute give way, and behind which no collective that compute waits for has to stand. Tensors
+    that are gathered or scattered together go as they lie, in one call; where `joins`, in one flat buffer.
     """
 
     def __init__(self, mesh: Mesh, groups: Iterable[tuple[int, ...]], beside: Iterable[tuple[int, ...]] = ()) -> None:
