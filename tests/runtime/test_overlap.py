@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -13,7 +14,7 @@ from test_program import WIDE, fully_sharded
 
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup, gather_groups, step_collectives
-from autoplan.collectives import SimulatedCollectives
+from autoplan.collectives import SimulatedCollectives, UnderWay
 from autoplan.plan.schema import Plan
 from autoplan.runtime.pool import WorkerPool
 from autoplan.runtime.program import build_program
@@ -51,15 +52,15 @@ def test_a_layer_is_gathered_while_its_neighbour_computes_and_reduced_while_back
     events: list[tuple[str, str]] = []
     start, wait = SimulatedCollectives.start, SimulatedCollectives.wait
 
-    def started(self: SimulatedCollectives, kind: str, tensor: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    def started(self: SimulatedCollectives, kind: str, tensors: Sequence[torch.Tensor], axes: tuple[int, ...]) -> UnderWay:
         if self.coordinate == (0,):
             events.append(("start", kind))
-        return start(self, kind, tensor, axes)
+        return start(self, kind, tensors, axes)
 
-    def waited(self: SimulatedCollectives, result: torch.Tensor) -> torch.Tensor:
+    def waited(self: SimulatedCollectives, under_way: UnderWay) -> list[torch.Tensor]:
         if self.coordinate == (0,):
             events.append(("wait", ""))
-        return wait(self, result)
+        return wait(self, under_way)
 
     under_way = {}
     with patch.object(SimulatedCollectives, "start", started), patch.object(SimulatedCollectives, "wait", waited):

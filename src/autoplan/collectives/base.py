@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -39,13 +40,24 @@ class Collectives(Protocol):
         """An all-to-all of parts that differ: `send[r]` rows go to rank r of the group, `receive[r]` come from it."""
         ...
 
-    def start(self, kind: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """The result of an "all-gather", "reduce-scatter" or "all-reduce" that is under way: not to be touched before `wait`."""
+    def start(self, kind: str, tensors: Sequence[Tensor], axes: tuple[int, ...]) -> UnderWay:
+        """One "all-gather", "reduce-scatter" or "all-reduce" of several tensors of one dtype, each by itself, under way.
+
+        Its operands must not be overwritten before `wait`.
+        """
         ...
 
-    def wait(self, result: Tensor) -> Tensor:
-        """What `start` gave, once it is there (on CUDA: for what the current stream runs from now on)."""
+    def wait(self, started: UnderWay) -> list[Tensor]:
+        """The results, once they are there (on CUDA: for what the current stream runs from now on); of gathers, each has its own storage."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """What a collective makes, not to be touched before `wait`, and what is left to do then."""
+
+    results: list[Tensor]
+    finish: Callable[[list[Tensor]], list[Tensor]] | None = None
 
 
 def index_in_group(collectives: Collectives, axes: tuple[int, ...]) -> int:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from autoplan.collectives.base import UnderWay
 from autoplan.placement import Mesh
 
 Result = TypeVar("Result")
@@ -69,13 +70,15 @@ class SimulatedCollectives:
         tensors, index = self._exchange("all-to-all", tensor, axes)
         return torch.cat([t.chunk(len(tensors), 0)[index] for t in tensors], 0)
 
-    def start(self, kind: str, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """The result itself: a meeting of threads is over when it returns."""
-        run = {"all-gather": self.all_gather, "reduce-scatter": self.reduce_scatter, "all-reduce": self.all_reduce}
-        return run[kind](tensor, axes)
+    def start(self, kind: str, tensors: Sequence[Tensor], axes: tuple[int, ...]) -> UnderWay:
+        """The results themselves: a meeting of threads is over when it returns."""
+        run = {"all-gather": self.all_gather, "reduce-scatter": self.reduce_scatter, "all-reduce": self.all_reduce}[kind]
+        results = [run(tensor, axes) for tensor in tensors]
+        self.counts[kind, axes] -= len(tensors) - 1  # together they are one
+        return UnderWay(results)
 
-    def wait(self, result: Tensor) -> Tensor:
-        return result
+    def wait(self, started: UnderWay) -> list[Tensor]:
+        return started.results
 
     def exchange(self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], axes: tuple[int, ...]) -> Tensor:
         meeting, index = self._meet(self.coordinate, axes)

@@ -15,7 +15,9 @@ from autoplan.assignment.redistributions import Counts
 
 _KINDS = {
     "all_gather_into_tensor": "all-gather",
+    "all_gather_into_tensor_coalesced": "all-gather",
     "reduce_scatter_tensor": "reduce-scatter",
+    "reduce_scatter_tensor_coalesced": "reduce-scatter",
     "all_reduce": "all-reduce",
     "all_to_all_single": "all-to-all",
 }

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 
-import torch
 from torch import Tensor
 
 from autoplan.assignment.gathers import BUCKETED, Bucket
-from autoplan.collectives import Collectives, run_steps
+from autoplan.collectives import Collectives, UnderWay, run_steps
 from autoplan.placement import Shard
+from autoplan.redistribution import Step
 
 Tensors = dict[int, Tensor]
 """Local tensors by member of the group."""
-
-Finish = Callable[[Tensor], list[Tensor]]
-"""What makes the members' tensors of a collective's result."""
 
 
 class Rounds:
@@ -26,14 +25,15 @@ class Rounds:
         self._tensors = dict(tensors)
         self._left = deque(rounds)
         self._group = group
-        self._flying: list[tuple[Bucket, Tensor, Finish]] = []
+        self._flying: list[tuple[Bucket, UnderWay]] = []
         self._issue()
 
     def finish(self) -> Tensors:
         """The tensors after all rounds."""
         while self._flying:
-            for bucket, result, finish in self._flying:
-                self._tensors.update(zip(bucket.members, finish(self._group.wait(result)), strict=True))
+            for bucket, started in self._flying:
+                arrived = map(_PACKING[bucket.kind].unpack, self._group.wait(started), bucket.steps, self._sizes_of(bucket))
+                self._tensors.update(zip(bucket.members, arrived, strict=True))
             self._flying = []
             self._issue()
         return self._tensors
@@ -45,67 +45,54 @@ class Rounds:
             bucket = self._left.popleft()
             chosen = [self._tensors[index] for index in bucket.members]
             if bucket.kind in BUCKETED:
-                flat, finish = _PREPARE[bucket.kind](chosen, bucket, self._group.mesh.group_size(bucket.axes))
-                self._flying.append((bucket, self._group.start(bucket.kind, flat.contiguous(), bucket.axes), finish))
+                packed = map(_PACKING[bucket.kind].pack, chosen, bucket.steps, self._sizes_of(bucket))
+                self._flying.append((bucket, self._group.start(bucket.kind, list(packed), bucket.axes)))
                 awaited.update(bucket.members)
             else:
                 after = [run_steps(tensor, (step,), self._group) for tensor, step in zip(chosen, bucket.steps, strict=True)]
                 self._tensors.update(zip(bucket.members, after, strict=True))
 
-
-def _all_gather(tensors: list[Tensor], bucket: Bucket, n: int) -> tuple[Tensor, Finish]:
-    """[m] flat on each rank; of the result [n, m] every member has a column range."""
-    shards = [_shard(step.src) for step in bucket.steps]
-    fronts = [tensor.movedim(shard.dim, 0) for tensor, shard in zip(tensors, shards, strict=True)]
-    shapes = [front.shape for front in fronts]
-    sizes = [front.numel() for front in fronts]
-
-    def finish(gathered: Tensor) -> list[Tensor]:
-        columns = gathered.view(n, -1).split(sizes, 1)
-        return [_join(column, shape, shard, alone=len(columns) == 1) for column, shape, shard in zip(columns, shapes, shards, strict=True)]
-
-    return _joined([front.reshape(-1) for front in fronts]), finish
+    def _sizes_of(self, bucket: Bucket) -> Iterator[int]:
+        """For each member, how many ranks take part."""
+        return repeat(self._group.mesh.group_size(bucket.axes))
 
 
-def _join(column: Tensor, front: torch.Size, shard: Shard, *, alone: bool) -> Tensor:
-    """[n, m]: the parts of n ranks, `shard.dim` in front -> the whole tensor, contiguous in a storage of its own."""
-    if alone and shard.groups == 1:
-        return column.view(-1, *front[1:]).movedim(0, shard.dim).contiguous()
-    parts = column.unflatten(1, (shard.groups, front[0] // shard.groups, *front[1:]))  # [n, groups, k, ...]
-    return parts.transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(0, 2).movedim(0, shard.dim).contiguous()
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    """How a tensor enters a collective on dim 0 and leaves it: `pack` and `unpack` take it, its step and the number of ranks.
+
+    Where dim 0 is what the step is about, in one run of rows for each rank, both only look at the tensor in another shape.
+    """
+
+    pack: Callable[[Tensor, Step, int], Tensor]
+    unpack: Callable[[Tensor, Step, int], Tensor]
 
 
-def _reduce_scatter(tensors: list[Tensor], bucket: Bucket, n: int) -> tuple[Tensor, Finish]:
-    """[n, m], a row for every rank and a column range for every member; of the result [m] every member has a range."""
-    shards = [_shard(step.dst) for step in bucket.steps]
-    rows, shapes = [], []
-    for tensor, shard in zip(tensors, shards, strict=True):
-        front = tensor.movedim(shard.dim, 0)
-        parts = front.unflatten(0, (shard.groups, n, -1)).transpose(0, 1)  # [n, groups, k, ...]
-        rows.append(parts.reshape(n, -1))
-        shapes.append((front.shape[0] // n, *front.shape[1:]))
-    sizes = [row.shape[1] for row in rows]
-
-    def finish(flat: Tensor) -> list[Tensor]:
-        pieces = zip(flat.split(sizes), shapes, shards, strict=True)
-        return [piece.view(shape).movedim(0, shard.dim).contiguous() for piece, shape, shard in pieces]
-
-    return _joined(rows, 1).reshape(-1), finish
+def _pack_shard(tensor: Tensor, step: Step, n: int) -> Tensor:
+    """The shard with the cut dim in front."""
+    return tensor.movedim(_shard(step.src).dim, 0).contiguous()
 
 
-def _all_reduce(tensors: list[Tensor], bucket: Bucket, n: int) -> tuple[Tensor, Finish]:
-    shapes = [tensor.shape for tensor in tensors]
-    sizes = [tensor.numel() for tensor in tensors]
-
-    def finish(flat: Tensor) -> list[Tensor]:
-        return [piece.view(shape) for piece, shape in zip(flat.split(sizes), shapes, strict=True)]
-
-    return _joined([tensor.reshape(-1) for tensor in tensors]), finish
+def _unpack_gathered(gathered: Tensor, step: Step, n: int) -> Tensor:
+    """[n * m, ...], the shards of n ranks, each of `groups` runs of rows -> the whole tensor, contiguous."""
+    shard = _shard(step.src)
+    runs = gathered.unflatten(0, (n, shard.groups, -1))  # [n, groups, k, ...]
+    return runs.transpose(0, 1).flatten(0, 2).movedim(0, shard.dim).contiguous()
 
 
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
-    """The parts one behind the other; one alone is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _pack_for_ranks(tensor: Tensor, step: Step, n: int) -> Tensor:
+    """The rows of every rank together, those of the first rank first: [n * m, ...]."""
+    shard = _shard(step.dst)
+    runs = tensor.movedim(shard.dim, 0).unflatten(0, (shard.groups, n, -1))  # [groups, n, k, ...]
+    return runs.transpose(0, 1).flatten(0, 2).contiguous()
+
+
+def _unpack_scattered(scattered: Tensor, step: Step, n: int) -> Tensor:
+    return scattered.movedim(0, _shard(step.dst).dim).contiguous()
+
+
+def _as_it_is(tensor: Tensor, step: Step, n: int) -> Tensor:
+    return tensor
 
 
 def _shard(placement: object) -> Shard:
@@ -113,4 +100,8 @@ def _shard(placement: object) -> Shard:
     return placement
 
 
-_PREPARE = {"all-gather": _all_gather, "reduce-scatter": _reduce_scatter, "all-reduce": _all_reduce}
+_PACKING = {
+    "all-gather": _Packing(_pack_shard, _unpack_gathered),
+    "reduce-scatter": _Packing(_pack_for_ranks, _unpack_scattered),
+    "all-reduce": _Packing(_as_it_is, _as_it_is),
+}
