@@ -28,8 +28,8 @@ from autoplan.load import Built, build_on, build_skeleton, load_rules, load_targ
 from autoplan.plan.load import load_plan
 from autoplan.plan.plain import predicted_to_json
 from autoplan.plan.schema import Plan
-from autoplan.runtime import checkpoint
 from autoplan.runtime.agreement import check_world
+from autoplan.runtime.autosave import Autosave
 from autoplan.runtime.data import Batch, open_text
 from autoplan.runtime.parallelize import local_forward, parallelize
 from autoplan.runtime.shards import local_part
@@ -94,8 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
     parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4)")
     parser.add_argument("--checkpoint", metavar="DIR", help="resume from here if there is a checkpoint, and write one at the end")
+    parser.add_argument("--checkpoint-every", type=_positive, metavar="K", help="with --checkpoint: write one every K steps as well")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
 
 
 def run(options: argparse.Namespace) -> None:
@@ -125,12 +133,12 @@ def run(options: argparse.Namespace) -> None:
     if options.compile:
         local_forward(module).compile()
     optimizer = _optimizer(module, plan, options.lr)
-    done = checkpoint.resume(options.checkpoint, module, optimizer) if options.checkpoint else 0
-    if done:
-        _say(f"resumed after step {done} from {options.checkpoint}")
-    outcome = _steps(module, optimizer, _batches(options, built, module), range(done, done + options.steps), plan)
-    if options.checkpoint:
-        checkpoint.save(options.checkpoint, module, optimizer, done + options.steps)
+    autosave = Autosave(options.checkpoint, options.checkpoint_every, module, optimizer, writes=plan.options.mode == "train")
+    steps = autosave.resume(options.steps)
+    if steps.start:
+        _say(f"resumed after step {steps.start} from {options.checkpoint}")
+    outcome = _steps(module, optimizer, _batches(options, built, module), steps, autosave)
+    if autosave.after(steps.stop):
         _say(f"wrote {options.checkpoint}")
     _report(outcome, plan, options.json)
 
@@ -176,10 +184,10 @@ def _batches(options: argparse.Namespace, built: Built, module: nn.Module) -> Ca
     example = input_leaves(local.signature, built.args, built.kwargs)
     if options.data is None:
         return lambda step: example
-    return open_text(options.data, example, local.program.graph, options.seed)
+    return open_text(options.data, example, local.program.graph, local.seed)
 
 
-def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[int], Batch], steps: range, plan: Plan) -> Outcome:
+def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[int], Batch], steps: range, autosave: Autosave) -> Outcome:
     losses: list[float] = []
     seconds: list[float] = []
     memory_before = _resident_bytes()
@@ -195,6 +203,8 @@ def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[in
         if loss is not None:
             losses.append(loss.item())
             _say(f"step {step + 1}: loss {losses[-1]:.4f}, {seconds[-1] * 1e3:.1f} ms")
+        if autosave.after(step + 1):
+            _say(f"wrote {autosave.folder} after step {step + 1}")
     timed = seconds[WARM_UP_STEPS:] or seconds[-1:]
     return Outcome(1e3 * median(timed) if timed else None, _peak_bytes(memory_before) / GIB, tuple(losses))
 
