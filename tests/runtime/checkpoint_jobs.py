@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import process_jobs
 import torch
@@ -14,9 +16,10 @@ from torch.optim import Optimizer
 
 import autoplan
 from autoplan.assignment import Assignment
+from autoplan.load import build_on, load_target
 from autoplan.placement import Mesh, Placements
 from autoplan.plan.schema import Plan
-from autoplan.runtime import checkpoint
+from autoplan.runtime import checkpoint, tensor_files
 from autoplan.runtime.states import model_tensors, optimizer_tensors
 
 
@@ -49,7 +52,7 @@ def train(build: Seeded, plan: Plan, folder: str, until: int, save: bool = True,
     args = autoplan.shard_inputs(plan, mesh, model.args)
     losses, rates = [], []
     for _ in range(done, until):
-        rates.append(scheduler.get_last_lr()[0])
+        rates.append(float(scheduler.get_last_lr()[0]))
         loss = module(*args)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -65,7 +68,8 @@ def train(build: Seeded, plan: Plan, folder: str, until: int, save: bool = True,
 def optimizer_of(module: nn.Module, name: str) -> Optimizer:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if name == "adamw":
-        return torch.optim.AdamW([{"params": trained[:3], "weight_decay": 0.1}, {"params": trained[3:]}], lr=1e-2)
+        groups: list[dict[str, Any]] = [{"params": trained[:3], "weight_decay": 0.1}, {"params": trained[3:]}]
+        return torch.optim.AdamW(groups, lr=1e-2)
     return torch.optim.SGD(trained, lr=1e-2, momentum=0.9 if name == "momentum" else 0.0)
 
 
@@ -78,7 +82,7 @@ def whole(module: nn.Module, optimizer: Optimizer | None) -> dict[str, Tensor]:
 def resume_other(build: Seeded, plan: Plan, folder: str, optimizer: str | None) -> int:
     """A checkpoint read by a run that may not be its own."""
     module, _, _ = process_jobs.parallel(build, plan)
-    return checkpoint.resume(folder, module, optimizer and optimizer_of(module, optimizer))
+    return checkpoint.resume(folder, module, None if optimizer is None else optimizer_of(module, optimizer))
 
 
 def save_steps(build: Seeded, plan: Plan, folder: str, steps: list[int], keep: int = checkpoint.KEPT) -> list[str]:
@@ -99,4 +103,63 @@ def read_model(build: Seeded, plan: Plan, folder: str) -> dict[str, Tensor]:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     checkpoint.resume(folder, module, None)
+    return whole(module, None)
+
+
+def hugging_face(config: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """The model of a config.json with its example of a batch."""
+    built = build_on(load_target(config, batch=4, seq=16))
+    return built.module, built.args, dict(built.kwargs)
+
+
+@dataclass(frozen=True)
+class Read:
+    """Bytes that `load_weights` says it read, those asked of the files, those of the local parameters; the loss with them."""
+
+    read_bytes: int
+    asked_bytes: int
+    held_bytes: int
+    loss: float
+
+
+def read_and_run(build: Seeded, plan: Plan, paths: list[str]) -> list[Read]:
+    """The loss with the weights of several files, each read over nothing."""
+    module, model, mesh = process_jobs.parallel(build, plan)
+    inputs = autoplan.shard_inputs(plan, mesh, dict(model.kwargs))
+    return [_read_one(module, inputs, path) for path in paths]
+
+
+def _read_one(module: nn.Module, inputs: dict[str, Tensor], path: str) -> Read:
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    asked = 0
+
+    def counted(opened: Any, name: str) -> tensor_files.Stored:
+        stored = of_safetensors(opened, name)
+
+        def read(index: tuple[slice, ...]) -> Tensor:
+            nonlocal asked
+            part = stored.read(index)
+            asked += part.nbytes
+            return part
+
+        return tensor_files.Stored(stored.shape, read)
+
+    of_safetensors = tensor_files._of_safetensors
+    with patch.object(tensor_files, "_of_safetensors", counted):
+        read_bytes = autoplan.load_weights(module, path)
+    held = sum(parameter.to_local().nbytes for parameter in module.parameters() if isinstance(parameter, DTensor))
+    return Read(read_bytes, asked, held, module(**inputs).item())
+
+
+def export(build: Seeded, plan: Plan, file: str) -> None:
+    autoplan.export_weights(process_jobs.parallel(build, plan)[0], file)
+
+
+def read_whole(build: Seeded, plan: Plan, file: str) -> dict[str, Tensor]:
+    """The parameters of a file, read over others and gathered."""
+    module, _, _ = process_jobs.parallel(build, plan)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    autoplan.load_weights(module, file)
     return whole(module, None)

@@ -18,7 +18,7 @@ from autoplan.runtime import checkpoint
 from autoplan.runtime.pool import WorkerPool
 from autoplan.runtime.verify import worker_mesh
 
-UNDROPPED = Seeded(gpt2.build, GPT2.settings | {"dropout": 0.0})
+UNDROPPED = Seeded(gpt2.build, {**GPT2.settings, "dropout": 0.0})
 QKV = {"layers.0.attn.qkv.weight": placements("S(1,3) S(0)"), "layers.1.attn.qkv.weight": placements("S(1) S(1,3)")}
 
 
@@ -93,7 +93,7 @@ def test_the_last_checkpoints_are_kept_and_what_a_dead_run_left_is_removed(one_r
 def test_a_checkpoint_that_is_not_this_runs_is_one_message_with_all_differences(one_rank: None, tmp_path: Path) -> None:
     plan = one_rank_plan(TINY)
     checkpoint_jobs.train(TINY, plan, str(tmp_path), 1)
-    other = Seeded(TINY.factory, TINY.settings | {"n_layers": 1, "ffn_dim": 64})
+    other = Seeded(TINY.factory, {**TINY.settings, "n_layers": 1, "ffn_dim": 64})
     with pytest.raises(PlanError) as error:
         checkpoint_jobs.train(other, one_rank_plan(other), str(tmp_path), 1)
     message = str(error.value)

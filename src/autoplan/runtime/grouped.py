@@ -16,8 +16,9 @@ from autoplan.runtime.boxes import boxes_of
 
 def in_chunks(tensor: Tensor) -> Tensor:
     """The tensor as torch.distributed.checkpoint can write it and read it in place, without collectives."""
-    grouped = isinstance(tensor, DTensor) and any(isinstance(placement, _StridedShard) for placement in tensor.placements)
-    return _InBoxes(tensor) if grouped else tensor
+    if isinstance(tensor, DTensor) and any(isinstance(placement, _StridedShard) for placement in tensor.placements):
+        return _InBoxes(tensor)
+    return tensor
 
 
 class _InBoxes(Tensor):
@@ -31,7 +32,7 @@ class _InBoxes(Tensor):
     @staticmethod
     def __new__(cls, source: DTensor) -> _InBoxes:
         made = Tensor._make_wrapper_subclass(cls, source.shape, dtype=source.dtype, device=source.device)  # type: ignore[attr-defined]
-        made._source = source.detach()
+        made._source = source
         return made
 
     @classmethod
