@@ -132,6 +132,18 @@ def test_files_that_other_hosts_wrote_elsewhere_are_said(one_rank: None, tmp_pat
     assert checkpoint.last(tmp_path) is None
 
 
+def test_a_checkpoint_that_is_damaged_is_said(one_rank: None, tmp_path: Path) -> None:
+    build = Seeded(odds)
+    plan = one_rank_plan(build)
+    checkpoint_jobs.save_steps(build, plan, str(tmp_path), [3])
+    (tmp_path / "step-00000003" / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(PlanError, match="the checkpoint cannot be read: rank 0"):
+        checkpoint_jobs.resume_other(build, plan, str(tmp_path), None)
+    (tmp_path / "step-00000003" / ".metadata").write_bytes(b"")
+    with pytest.raises(PlanError, match="the checkpoint cannot be read: EOFError"):
+        checkpoint_jobs.resume_other(build, plan, str(tmp_path), None)
+
+
 def test_bf16_reads_what_fp32_wrote(one_rank: None, tmp_path: Path) -> None:
     checkpoint_jobs.save_steps(TINY, random_plan(TINY, mesh_of(1), 0), str(tmp_path), [1])
     plan = random_plan(TINY, mesh_of(1), 0, precision="bf16")

@@ -122,6 +122,7 @@ def test_under_torchrun_rank_0_alone_speaks(plans: Path) -> None:
         (("--plan", "1.yaml", "--data", "none.txt"), "the data cannot be read"),
         (("--plan", "1.yaml", "--data", "short.txt"), "a sequence takes 17"),
         (("--plan", "1.yaml", "--target", "none.py"), "no such file: none.py"),
+        (("--plan", "1.yaml", "--weights", "none.safetensors"), "no such file: none.safetensors"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_1(plans: Path, arguments: tuple[str, ...], said: str) -> None:

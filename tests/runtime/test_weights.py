@@ -118,9 +118,12 @@ def test_a_prefix_that_all_names_of_one_side_have_is_seen(tmp_path: Path, outer:
     net, inner = Net(), Net()
     wrapped = nn.ModuleDict({"model": inner})
     ours, theirs = (wrapped, net) if outer else (net, wrapped)
-    export_weights(theirs, tmp_path / "net.safetensors")
+    made_itself = "mask" if outer else "model.mask"
+    tensors = {name: tensor.clone() for name, tensor in theirs.state_dict().items() if not name.endswith("head.weight")}
+    save_file(tensors | {made_itself: torch.zeros(2)}, tmp_path / "net.safetensors")
     load_weights(ours, tmp_path / "net.safetensors")
     assert torch.equal(inner.norm.weight, net.norm.weight) and torch.equal(inner.head.weight, net.head.weight)
+    assert inner.mask.eq(1).all() and net.mask.eq(1).all()
 
 
 def test_names_of_ones_own_are_renamed_and_old_buffers_passed_over(tmp_path: Path) -> None:
@@ -182,6 +185,8 @@ def test_files_that_cannot_be_read_are_said(tmp_path: Path, monkeypatch: pytest.
             load_weights(Net(), tmp_path / name)
     with pytest.raises(UsageError, match="no kind of file to export to"):
         export_weights(Net(), tmp_path / "model.gguf")
+    with pytest.raises(UsageError, match="bad.pt/net.safetensors cannot be written"):
+        export_weights(Net(), tmp_path / "bad.pt" / "net.safetensors")
     real = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:

@@ -157,7 +157,10 @@ def _sync(folder: Path) -> None:
 
 
 def _read_metadata(place: Path) -> Metadata:
-    return dcp.FileSystemReader(place).read_metadata()
+    try:
+        return dcp.FileSystemReader(place).read_metadata()
+    except Exception as error:  # it is a pickle, whose damage shows as anything
+        raise PlanError(f"the checkpoint cannot be read: {type(error).__name__}: {error}", where=str(place)) from error
 
 
 def _load(place: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -25,13 +25,14 @@ def matched(module: nn.Module, found: Shapes, where: str, rename: Rename | None 
     own = {name: tuple(tensor.shape) for name, tensor in whole_tensors(module).items()}
     first = first_names(module)
     names = {name: name if rename is None else rename(name) for name in found}
-    given = {new: name for name, new in names.items() if new is not None and not _is_passed_over(module, new)}
-    prefixed = min(_readings(own, given), key=lambda reading: len({first.get(name, name) for name in reading} ^ own.keys()))
+    given = {new: name for name, new in names.items() if new is not None}
+    is_taken = _taken(module)
+    readings = [{name: source for name, source in reading.items() if is_taken(name)} for reading in _readings(first, given)]
+    best = min(readings, key=lambda reading: len({first.get(name, name) for name in reading} ^ own.keys()))
     source: dict[str, str] = {}
-    for name in sorted(prefixed, key=lambda name: first.get(name, name) != name):  # a first name is taken before an alias
-        source.setdefault(first.get(name, name), prefixed[name])
-    shapes = {name: found[given_name] for name, given_name in source.items()}
-    if problems := differences(own, shapes):
+    for name in sorted(best, key=lambda name: first.get(name, name) != name):  # a first name is taken before an alias
+        source.setdefault(first.get(name, name), best[name])
+    if problems := differences(own, {name: found[given_name] for name, given_name in source.items()}):
         raise PlanError("\n".join(["the weights are not this model's", *problems]), where=where)
     return source
 
@@ -48,10 +49,10 @@ def first_names(module: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in everything}
 
 
-def _readings(own: Shapes, given: Mapping[str, str]) -> list[dict[str, str]]:
+def _readings(own: Collection[str], given: Mapping[str, str]) -> list[dict[str, str]]:
     """The names of a file as they are, with one more first segment, or with one less; `given` maps them to those in the file."""
-    more = [segment for segment in dict.fromkeys(name.partition(".")[0] for name in own) if segment]
-    less = list(dict.fromkeys(name.partition(".")[0] for name in given))
+    more = dict.fromkeys(name.partition(".")[0] for name in own)
+    less = dict.fromkeys(name.partition(".")[0] for name in given)
     return [
         dict(given),
         *({name if name in own else f"{segment}.{name}": source for name, source in given.items()} for segment in more),
@@ -59,9 +60,10 @@ def _readings(own: Shapes, given: Mapping[str, str]) -> list[dict[str, str]]:
     ]
 
 
-def _is_passed_over(module: nn.Module, name: str) -> bool:
-    """Whether a file may hold a tensor that the module does not take: buffers that it makes itself, and what its class names."""
-    made = {buffer for buffer, _ in module.named_buffers(remove_duplicate=False)} - persistent_buffers(module).keys()
-    patterns = [pattern for owner in module.modules() for pattern in getattr(owner, "_keys_to_ignore_on_load_unexpected", None) or ()]
-    again = [end for end in _MADE_AGAIN if any(buffer.endswith(end) for buffer in made)]
-    return name in made or name.endswith(tuple(again)) or any(re.search(pattern, name) for pattern in patterns)
+def _taken(module: nn.Module) -> Callable[[str], bool]:
+    """Whether a tensor of a name counts: not buffers that the module makes itself, nor what its class says that files may hold."""
+    kept = {id(buffer) for buffer in persistent_buffers(module).values()}
+    made = {name for name, buffer in module.named_buffers(remove_duplicate=False) if id(buffer) not in kept}
+    again = tuple(end for end in _MADE_AGAIN if any(name.endswith(end) for name in made))
+    patterns = {pattern for owner in module.modules() for pattern in getattr(owner, "_keys_to_ignore_on_load_unexpected", None) or ()}
+    return lambda name: not (name in made or name.endswith(again) or any(re.search(pattern, name) for pattern in patterns))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from autoplan.errors import AutoplanError
+from autoplan.errors import AutoplanError, UsageError
 from autoplan.graph import input_leaves
 from autoplan.load import Built, build_on, build_skeleton, load_rules, load_target
 from autoplan.plan.load import load_plan
@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=10, help="how many steps to run (default 10)")
     parser.add_argument("--compile", action="store_true", help="run the local program's pieces through torch.compile")
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
-    parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0); a resumed run keeps its own")
+    parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4); a resumed run keeps its own")
     parser.add_argument("--checkpoint", metavar="DIR", help="resume from here if there is a checkpoint, and write one at the end")
     parser.add_argument("--checkpoint-every", type=_positive, metavar="K", help="with --checkpoint: write one every K steps as well")
     parser.add_argument(
@@ -111,12 +111,19 @@ def _positive(text: str) -> int:
     return number
 
 
+def _check(options: argparse.Namespace) -> None:
+    """What would else be found out at the end."""
+    if options.export:
+        check_export(options.export)
+    if options.checkpoint_every and not options.checkpoint:
+        raise UsageError("--checkpoint-every says how often, and --checkpoint where", next_step="give --checkpoint DIR")
+
+
 def run(options: argparse.Namespace) -> None:
     """One run from plan to report."""
     plan = load_plan(options.plan)
     check_world(plan.mesh, options.plan)
-    if options.export:
-        check_export(options.export)
+    _check(options)
     settings = parse_settings(options.set)
     beside = Path(options.plan).resolve().parent
     rules = options.rules or plan.model.rules

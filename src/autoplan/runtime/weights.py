@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -74,27 +75,37 @@ def export_weights(module: nn.Module, path: str | os.PathLike[str], *, dtype: to
 
     All ranks call this; one parameter after another is gathered, and rank 0 writes it, aside until all of it is there. Of a `.pt`
     file rank 0 holds all on the CPU first. Tied parameters are there once in safetensors, under each name in `.pt`. `dtype`
-    casts those that are floating point. Raises UsageError for a file of another kind.
+    casts those that are floating point. Raises UsageError for a file of another kind, or one that cannot be written.
     """
     place = check_export(path)
+    aside = place.with_name(f".writing-{place.name}")
     tensors = whole_tensors(module)
     specs = aligned([Spec(name, tensor.shape, _exported_dtype(tensor, dtype)) for name, tensor in tensors.items()])
-    whole = ((spec.name, _whole(tensors[spec.name]).to("cpu", spec.dtype)) for spec in specs)
+    writer = SafetensorsWriter(aside, specs) if place.suffix == SAFETENSORS else None
     if dist.is_initialized() and dist.get_rank() != 0:
-        for _ in whole:
-            pass
+        for spec in specs:
+            _whole(tensors[spec.name])
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.with_name(f".writing-{place.name}")
-    if place.suffix == SAFETENSORS:
-        with SafetensorsWriter(aside, specs) as writer:
-            for _, tensor in whole:
-                writer.write(tensor)
-            writer.sync()
-    else:
-        exported = dict(whole)
-        torch.save({name: exported[first] for name, first in first_names(module).items() if first in exported}, aside)
-    aside.replace(place)
+    whole = ((spec.name, _whole(tensors[spec.name]).to("cpu", spec.dtype)) for spec in specs)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _write(writer, whole) if writer else torch.save(_under_all_names(module, dict(whole)), aside)
+        aside.replace(place)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _write(writer: SafetensorsWriter, whole: Iterable[tuple[str, Tensor]]) -> None:
+    with writer:
+        for _, tensor in whole:
+            writer.write(tensor)
+        writer.sync()
+
+
+def _under_all_names(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[first] for name, first in first_names(module).items() if first in tensors}
 
 
 def check_export(path: str | os.PathLike[str]) -> Path:
