@@ -177,7 +177,7 @@ def aligned(specs: Sequence[Spec]) -> list[Spec]:
 def _header(specs: Sequence[Spec]) -> bytes:
     """JSON, padded so that the data begins at a multiple of 8 bytes."""
     assert list(specs) == aligned(specs)
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # as transformers writes it, and versions of it demand
     begin = 0
     for spec in specs:
         entries[spec.name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, begin + spec.size_bytes]}
