@@ -6,16 +6,21 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
-    "make_plan": "autoplan.api",
-    "parallelize": "autoplan.runtime.parallelize",
-    "shard_inputs": "autoplan.runtime.inputs",
+    "make_plan": "autoplan.api:make_plan",
+    "parallelize": "autoplan.runtime.parallelize:parallelize",
+    "shard_inputs": "autoplan.runtime.inputs:shard_inputs",
+    "load_weights": "autoplan.runtime.weights:load_weights",
+    "export_weights": "autoplan.runtime.weights:export_weights",
+    "save_checkpoint": "autoplan.runtime.checkpoint:save",
+    "load_checkpoint": "autoplan.runtime.checkpoint:resume",
 }
 
 
 def __getattr__(name: str) -> Any:
     """The public functions, imported when first asked for: reading a plan must not load torch."""
     if name in _EXPORTS:
-        return getattr(import_module(_EXPORTS[name]), name)
+        module, _, function = _EXPORTS[name].partition(":")
+        return getattr(import_module(module), function)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -59,6 +59,47 @@ def test_two_processes_train_as_one_does_and_go_on_from_a_checkpoint(plans: Path
     assert "resumed after step 3" in part.stderr
 
 
+DIES_WHILE_WRITING = """
+import os
+from torch.distributed.checkpoint import FileSystemWriter
+
+whole = FileSystemWriter.write_data
+
+def write_data(self, plan, planner):
+    written = whole(self, plan, planner)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1" and "step-00000004" in str(self.path):
+        os.kill(os.getpid(), 9)
+    return written
+
+FileSystemWriter.write_data = write_data
+"""
+
+
+def test_a_rank_that_is_killed_while_writing_leaves_the_last_checkpoint_and_the_run_goes_on_from_it(plans: Path, tmp_path: Path) -> None:
+    """Rank 1 is killed in its second checkpoint, its file written and the others' too; torchrun starts both ranks again."""
+    (tmp_path / "dies.py").write_text(DIES_WHILE_WRITING)
+    text = str(ROOT / "src/autoplan/models/data/proverbs.txt")
+    common = ("--data", text, "--lr", "3e-3", "--json", "--seed", "3")
+    run = ("--max-restarts", "1", "-m", "autoplan.runtime", "--plan", str(plans / "2.yaml"), "--rules", "dies.py")
+    wanted = ("--steps", "5", "--checkpoint", "ck", "--checkpoint-every", "2", "--export", "out/weights.safetensors")
+    found = torchrun(2, *run, *wanted, *common, folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "wrote ck after step 2" in found.stderr and "resumed after step 2 from ck" in found.stderr
+    assert sorted(path.name for path in (tmp_path / "ck").iterdir()) == ["end", "step-00000004", "step-00000005"]
+
+    one = ("--plan", str(plans / "1.yaml"), *common)
+    whole = alone(str(ROOT / "apply.py"), *one, "--steps", "6", folder=tmp_path)
+    losses = json.loads(whole.stdout)["losses"]
+    assert json.loads(found.stdout)["losses"] == pytest.approx(losses[2:5], rel=1e-4)
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["weights.safetensors"]
+    begun = alone(str(ROOT / "apply.py"), *one, "--steps", "1", "--weights", "out/weights.safetensors", folder=tmp_path)
+    gone_on = alone(str(ROOT / "apply.py"), *one, "--steps", "1", "--checkpoint", "ck", folder=tmp_path)
+    assert "read out/weights.safetensors" in begun.stderr and "resumed after step 5" in gone_on.stderr
+    assert json.loads(gone_on.stdout)["losses"] == pytest.approx(losses[5:], rel=1e-4)
+    assert json.loads(begun.stdout)["losses"][0] < losses[0]  # on the first batch, after five steps on others
+
+
 def test_a_wrong_number_of_processes_is_one_message_with_the_right_line(plans: Path) -> None:
     found = alone(str(ROOT / "apply.py"), "--plan", str(plans / "2.yaml"), folder=plans)
     assert found.returncode == 2 and not found.stdout
@@ -81,6 +122,7 @@ def test_under_torchrun_rank_0_alone_speaks(plans: Path) -> None:
         (("--plan", "1.yaml", "--data", "none.txt"), "the data cannot be read"),
         (("--plan", "1.yaml", "--data", "short.txt"), "a sequence takes 17"),
         (("--plan", "1.yaml", "--target", "none.py"), "no such file: none.py"),
+        (("--plan", "1.yaml", "--weights", "none.safetensors"), "no such file: none.safetensors"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_1(plans: Path, arguments: tuple[str, ...], said: str) -> None:

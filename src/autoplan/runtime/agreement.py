@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from autoplan.errors import PlanError, UsageError
+from autoplan.errors import AutoplanError, PlanError, UsageError
 from autoplan.placement import Mesh
+
+Found = TypeVar("Found")
 
 
 def check_world(mesh: Mesh, plan_name: str) -> None:
@@ -48,3 +52,23 @@ def check_agreement(facts: dict[str, str]) -> None:
     problems = [f"{what}: rank 0 has {first[what]}, {', '.join(ranks[:4])}" for what, ranks in differing.items() if ranks]
     if problems:
         raise PlanError("the ranks do not agree\n" + "\n".join(problems), next_step="launch the same code, plan and torch everywhere")
+
+
+def on_rank_0(function: Callable[[], Found]) -> Found:
+    """What the function returns on rank 0, on every rank; its error, if it is a user's or the file system's, likewise.
+
+    What is looked up in files so is the same everywhere, however late other hosts see them change.
+    """
+    answer: list[Any] = [None, None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            answer[0] = function()
+        except OSError as error:
+            answer[1] = PlanError(error.strerror or str(error), where=error.filename)
+        except AutoplanError as error:
+            answer[1] = error
+    if dist.is_initialized():
+        dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]

@@ -1,82 +1,192 @@
-"""Checkpoints by torch.distributed.checkpoint: under the module's own FQNs, readable on any mesh."""
+"""Checkpoints of training: whole or absent, under the module's own names, readable on any mesh and under any plan of the model.
+
+A folder holds `step-00000100` and its like, each a checkpoint of torch.distributed.checkpoint. One is written under another name
+beside them and renamed when all of it is there: the one with the highest number is the last, and no pointer can disagree with it. The
+last two are kept, for the time between two saves and for a disk that spoils one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed.checkpoint as dcp
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.optim import Optimizer
 
-from autoplan.errors import PlanError
+from autoplan.errors import PlanError, UsageError
+from autoplan.runtime.agreement import on_rank_0
+from autoplan.runtime.differences import differences
+from autoplan.runtime.grouped import in_chunks
+from autoplan.runtime.states import (
+    MODEL,
+    OPTIMIZER,
+    Stateful,
+    make_states,
+    model_tensors,
+    optimizer_tensors,
+    restore_run,
+    run_problems,
+    run_state,
+)
+
+KEPT = 2
+_RUN = "run"  # the one object that is no tensor
+_STEP = re.compile(r"step-(\d{8,})")
+_WRITING, _REMOVED = ".writing-", ".removed-"
 
 
-def save(folder: str, module: nn.Module, optimizer: Optimizer | None, step: int) -> None:
-    """Write parameters, buffers, optimizer states and the number of steps done."""
-    dcp.save(_writable(_state(module, optimizer, step)), checkpoint_id=folder)
+def save(
+    folder: str | os.PathLike[str],
+    module: nn.Module,
+    optimizer: Optimizer | None,
+    step: int,
+    *,
+    also: Mapping[str, Stateful] | None = None,
+    keep: int = KEPT,
+) -> Path:
+    """Write what `resume` needs to go on after `step` steps, then remove all but the last `keep`; where it was written.
 
-
-def resume(folder: str, module: nn.Module, optimizer: Optimizer | None) -> int:
-    """Read what `save` wrote, on whichever mesh; how many steps were done, 0 where nothing was saved yet."""
-    if not (Path(folder) / ".metadata").exists():
-        return 0
-    state = _state(module, optimizer, 0)
-    loaded = _writable(state)
+    `also` are things with a state_dict that is the same on all ranks: schedulers, data loaders. All ranks call this, on a
+    folder that all of them see. Raises PlanError, on every rank, where it cannot be written; what was there before stays.
+    """
+    place = Path(folder)
+    writing, whole = place / f"{_WRITING}step-{step:08d}", place / f"step-{step:08d}"
+    on_rank_0(lambda: _prepare(place, writing))
+    tensors = model_tensors(module) | optimizer_tensors(module, optimizer)
+    state = {name: in_chunks(tensor) for name, tensor in tensors.items()} | {_RUN: run_state(module, optimizer, step, also or {})}
     try:
-        dcp.load(loaded, checkpoint_id=folder)
-    except (dcp.api.CheckpointException, RuntimeError, KeyError) as error:
-        said = str(error).strip().splitlines()
+        planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(writing), planner=planner)
+    except CheckpointException as error:
+        raise PlanError(f"the checkpoint cannot be written: {_first_cause(error)}", where=str(whole)) from error
+    on_rank_0(lambda: _publish(writing, whole, keep))
+    return whole
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    module: nn.Module,
+    optimizer: Optimizer | None,
+    *,
+    also: Mapping[str, Stateful] | None = None,
+) -> int:
+    """Put back what `save` wrote last, on whichever mesh and in this plan's precision; steps done, 0 where nothing was saved yet.
+
+    Parameters, buffers, optimizer states and hyperparameters, the seeds of random ops, and `also`. Without an optimizer the
+    model alone. Raises PlanError, before the model is changed, that lists how the checkpoint differs from what is here.
+    """
+    place = last(folder)
+    if place is None:
+        return 0
+    metadata: Metadata = on_rank_0(lambda: _read_metadata(place))
+    state = _load(place, {_RUN: None})[_RUN]
+    saved = set(metadata.state_dict_metadata) | set(state["values"])
+    _check(_different(metadata, model_tensors(module), MODEL) + run_problems(state, module, optimizer, also or {}), place)
+    if optimizer is not None:
+        make_states(module, optimizer, saved)
+        _check(_different(metadata, optimizer_tensors(module, optimizer), OPTIMIZER), place)
+    tensors = model_tensors(module) | optimizer_tensors(module, optimizer)
+    _load(place, {name: in_chunks(tensor) for name, tensor in tensors.items()})
+    return restore_run(state, module, optimizer, also or {})
+
+
+def last(folder: str | os.PathLike[str]) -> Path | None:
+    """The last whole checkpoint in a folder, as rank 0 sees it; None where there is none. Raises UsageError for the folder of one."""
+    return on_rank_0(lambda: _last(Path(folder)))
+
+
+def _last(folder: Path) -> Path | None:
+    if (folder / ".metadata").exists():
+        raise UsageError(f"{folder} is one checkpoint, not a folder of them", next_step=f"give {folder.parent}")
+    return max(_whole(folder), key=_step, default=None)
+
+
+def _whole(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if _STEP.fullmatch(path.name) and (path / ".metadata").exists()]
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _prepare(folder: Path, writing: Path) -> None:
+    """A folder to write to, without what a run that died has left."""
+    _last(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in [*folder.glob(f"{_WRITING}*"), *folder.glob(f"{_REMOVED}*")]:
+        shutil.rmtree(left)
+    writing.mkdir()
+
+
+def _publish(writing: Path, whole: Path, keep: int) -> None:
+    """Give a checkpoint its name once every rank's file is there and on the disk, and remove those that it replaces."""
+    files = {info.relative_path for info in _read_metadata(writing).storage_data.values()}
+    if missing := sorted(name for name in files if not (writing / name).exists()):
         raise PlanError(
-            f"the checkpoint is not this model's: {said[-1] if said else error!r}", where=folder, next_step="give another --checkpoint"
-        ) from error
-    state = _mapped(lambda own, read: _as_before(own, read), state, loaded)
-    set_state_dict(module, _optimizers(optimizer), model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return int(loaded["step"])
+            f"the checkpoint lacks {', '.join(missing)}: other hosts wrote them elsewhere",
+            where=str(whole.parent),
+            next_step="give a folder on a file system that all hosts share",
+        )
+    _sync(writing)
+    removed = [_renamed_away(whole)] if whole.exists() else []
+    writing.rename(whole)
+    _sync(whole.parent)
+    older = sorted((path for path in _whole(whole.parent) if path != whole), key=_step, reverse=True)
+    for path in removed + [_renamed_away(path) for path in older[max(0, keep - 1) :]]:
+        shutil.rmtree(path)
 
 
-def _state(module: nn.Module, optimizer: Optimizer | None, step: int) -> dict[str, Any]:
-    model, states = get_state_dict(module, _optimizers(optimizer))
-    return {"model": model, "optimizer": states, "step": torch.tensor(step)}
+def _renamed_away(checkpoint: Path) -> Path:
+    """What is to be removed, where half of it does not look like a checkpoint."""
+    return checkpoint.rename(checkpoint.with_name(f"{_REMOVED}{checkpoint.name}"))
 
 
-def _optimizers(optimizer: Optimizer | None) -> list[Optimizer]:
-    return [] if optimizer is None else [optimizer]
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
-def _writable(state: dict[str, Any]) -> dict[str, Any]:
-    """Grouped shards are no contiguous parts, which a checkpoint is made of: they are written whole."""
-    return pytree.tree_map_only(
-        DTensor, lambda tensor: tensor.redistribute(placements=_ungrouped(tensor)) if _is_grouped(tensor) else tensor, state
+def _read_metadata(place: Path) -> Metadata:
+    try:
+        return dcp.FileSystemReader(place).read_metadata()
+    except Exception as error:  # it is a pickle, whose damage shows as anything
+        raise PlanError(f"the checkpoint cannot be read: {type(error).__name__}: {error}", where=str(place)) from error
+
+
+def _load(place: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """`state` with what the checkpoint has under its names: tensors are written in place."""
+    try:
+        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        dcp.load(state, storage_reader=dcp.FileSystemReader(place), planner=planner)
+    except CheckpointException as error:
+        raise PlanError(f"the checkpoint cannot be read: {_first_cause(error)}", where=str(place)) from error
+    return state
+
+
+def _different(metadata: Metadata, own: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """How the saved tensors below `prefix` differ from those here: lines of a message."""
+    saved = {name: tuple(entry.size) for name, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)}
+    return differences(
+        {name: tuple(tensor.shape) for name, tensor in own.items()}, {name: saved[name] for name in saved if name.startswith(prefix)}
     )
 
 
-def _is_grouped(tensor: DTensor) -> bool:
-    return any(isinstance(placement, _StridedShard) for placement in tensor.placements)
+def _check(problems: list[str], place: Path) -> None:
+    if problems:
+        what = "\n".join(["the checkpoint is not this run's", *problems])
+        raise PlanError(what, where=str(place), next_step="give the model and optimizer that it was saved with, or another folder")
 
 
-def _ungrouped(tensor: DTensor) -> list[Any]:
-    return [Replicate() if isinstance(placement, _StridedShard) else placement for placement in tensor.placements]
-
-
-def _mapped(function: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
-    leaves, spec = pytree.tree_flatten(first)
-    return pytree.tree_unflatten([function(a, b) for a, b in zip(leaves, pytree.tree_leaves(second), strict=True)], spec)
-
-
-def _as_before(own: Any, read: Any) -> Any:
-    """What was read, in the placements that it has here."""
-    if not isinstance(own, DTensor) or not _is_grouped(own):
-        return read
-    local: Tensor = read.to_local()
-    for placement, size, index in zip(own.placements, own.device_mesh.shape, own.device_mesh.get_coordinate() or (), strict=True):
-        if isinstance(placement, _StridedShard):
-            parts = local.unflatten(placement.dim, (placement.split_factor, size, -1)).select(placement.dim + 1, index)
-            local = parts.flatten(placement.dim, placement.dim + 1)
-    return DTensor.from_local(local.contiguous(), own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride())
+def _first_cause(error: CheckpointException) -> str:
+    rank, (cause, _) = min(error.failures.items())
+    return f"rank {rank}: {cause or type(cause).__name__}"

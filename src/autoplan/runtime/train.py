@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from autoplan.errors import AutoplanError
+from autoplan.errors import AutoplanError, UsageError
 from autoplan.graph import input_leaves
 from autoplan.load import Built, build_on, build_skeleton, load_rules, load_target
 from autoplan.plan.load import load_plan
 from autoplan.plan.plain import predicted_to_json
 from autoplan.plan.schema import Plan
-from autoplan.runtime import checkpoint
 from autoplan.runtime.agreement import check_world
+from autoplan.runtime.autosave import Autosave
+from autoplan.runtime.checkpoint import last
 from autoplan.runtime.data import Batch, open_text
 from autoplan.runtime.parallelize import local_forward, parallelize
 from autoplan.runtime.shards import local_part
-from autoplan.runtime.weights import initialize
+from autoplan.runtime.weights import check_export, export_weights, initialize, load_weights
 from autoplan.settings import parse_settings
 
 LARGE_MODEL = 2_000_000_000  # parameters: above, no rank builds the whole model
@@ -91,17 +92,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=10, help="how many steps to run (default 10)")
     parser.add_argument("--compile", action="store_true", help="run the local program's pieces through torch.compile")
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
-    parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0); a resumed run keeps its own")
+    parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4); a resumed run keeps its own")
     parser.add_argument("--checkpoint", metavar="DIR", help="resume from here if there is a checkpoint, and write one at the end")
+    parser.add_argument("--checkpoint-every", type=_positive, metavar="K", help="with --checkpoint: write one every K steps as well")
+    parser.add_argument(
+        "--weights", metavar="PATH", help="begin with these: safetensors (a file, or a folder with its index) or a .pt file"
+    )
+    parser.add_argument("--export", metavar="FILE", help="at the end write all weights to one .safetensors or .pt file")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What would else be found out at the end."""
+    if options.export:
+        check_export(options.export)
+    if options.checkpoint_every and not options.checkpoint:
+        raise UsageError("--checkpoint-every says how often, and --checkpoint where", next_step="give --checkpoint DIR")
 
 
 def run(options: argparse.Namespace) -> None:
     """One run from plan to report."""
     plan = load_plan(options.plan)
     check_world(plan.mesh, options.plan)
+    _check(options)
     settings = parse_settings(options.set)
     beside = Path(options.plan).resolve().parent
     rules = options.rules or plan.model.rules
@@ -115,24 +137,38 @@ def run(options: argparse.Namespace) -> None:
         rules=load_rules(rules, "." if options.rules else beside) if rules else None,
     )
     device_mesh = _start(plan)
-    large = plan.model.parameters > LARGE_MODEL
-    built = build_skeleton(target, options.seed) if large else build_on(target, "cpu", options.seed)
+    drawn_whole = plan.model.parameters <= LARGE_MODEL and not options.weights
+    built = build_on(target, "cpu", options.seed) if drawn_whole else build_skeleton(target, options.seed)
     module = parallelize(built.module, built.args, built.kwargs, plan, device_mesh)
     local_forward(module).seed = options.seed
-    if large:
-        initialize(module, options.seed)
+    if not drawn_whole:
+        _fill(module, options)
     module.train(plan.options.mode == "train")
     if options.compile:
         local_forward(module).compile()
     optimizer = _optimizer(module, plan, options.lr)
-    done = checkpoint.resume(options.checkpoint, module, optimizer) if options.checkpoint else 0
-    if done:
-        _say(f"resumed after step {done} from {options.checkpoint}")
-    outcome = _steps(module, optimizer, _batches(options, built, module), range(done, done + options.steps), plan)
-    if options.checkpoint:
-        checkpoint.save(options.checkpoint, module, optimizer, done + options.steps)
+    autosave = Autosave(options.checkpoint, options.checkpoint_every, module, optimizer, writes=plan.options.mode == "train")
+    steps = autosave.resume(options.steps)
+    if steps.start:
+        _say(f"resumed after step {steps.start} from {options.checkpoint}")
+    outcome = _steps(module, optimizer, _batches(options, built, module), steps, autosave)
+    if autosave.after(steps.stop):
         _say(f"wrote {options.checkpoint}")
+    if options.export:
+        export_weights(module, options.export)
+        _say(f"wrote {options.export}")
     _report(outcome, plan, options.json)
+
+
+def _fill(module: nn.Module, options: argparse.Namespace) -> None:
+    """Give parameters that were built on meta their first values, unless those of a checkpoint are to come."""
+    if options.checkpoint and last(options.checkpoint):
+        return
+    if options.weights:
+        read_bytes = load_weights(module, options.weights)
+        _say(f"read {options.weights}: {read_bytes / GIB:.3f} GiB on rank 0")
+    else:
+        initialize(module, options.seed)
 
 
 def _rank() -> int:
@@ -154,7 +190,10 @@ def _start(plan: Plan) -> DeviceMesh:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     backend = "nccl" if kind == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, device_id=torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else None)
+        store, rank, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # the last attempt's addresses are in it too
+        device = torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=device)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return init_device_mesh(kind, plan.mesh.shape, mesh_dim_names=plan.mesh.names)
@@ -176,10 +215,10 @@ def _batches(options: argparse.Namespace, built: Built, module: nn.Module) -> Ca
     example = input_leaves(local.signature, built.args, built.kwargs)
     if options.data is None:
         return lambda step: example
-    return open_text(options.data, example, local.program.graph, options.seed)
+    return open_text(options.data, example, local.program.graph, local.seed)
 
 
-def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[int], Batch], steps: range, plan: Plan) -> Outcome:
+def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[int], Batch], steps: range, autosave: Autosave) -> Outcome:
     losses: list[float] = []
     seconds: list[float] = []
     memory_before = _resident_bytes()
@@ -195,6 +234,8 @@ def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[in
         if loss is not None:
             losses.append(loss.item())
             _say(f"step {step + 1}: loss {losses[-1]:.4f}, {seconds[-1] * 1e3:.1f} ms")
+        if autosave.after(step + 1):
+            _say(f"wrote {autosave.folder} after step {step + 1}")
     timed = seconds[WARM_UP_STEPS:] or seconds[-1:]
     return Outcome(1e3 * median(timed) if timed else None, _peak_bytes(memory_before) / GIB, tuple(losses))
 

@@ -1,12 +1,22 @@
-"""Weights of a parallel module that was built on meta: drawn where they lie, a shard at a time."""
+"""Weights of a parallel module: drawn where they lie, a shard at a time; read from files of whole tensors, and written to one."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
+
+from autoplan.errors import UsageError
+from autoplan.runtime.boxes import boxes_of
+from autoplan.runtime.matching import first_names, matched, whole_tensors
+from autoplan.runtime.tensor_files import SAFETENSORS, TORCH_SUFFIXES, SafetensorsWriter, Spec, aligned, open_tensors
 
 INIT_STD = 0.02  # as GPT-2 and Llama start
 
@@ -18,7 +28,7 @@ def initialize(module: nn.Module, seed: int) -> None:
     """
     for fqn, parameter in module.named_parameters():
         with torch.no_grad():
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            local = _local(parameter)
             if parameter.dim() < 2:
                 local.fill_(0.0 if fqn.endswith("bias") else 1.0)
             else:
@@ -36,3 +46,83 @@ def _shard_coordinate(parameter: nn.Parameter) -> tuple[int, ...]:
         index if isinstance(placement, Shard) or placement.is_shard() else 0
         for index, placement in zip(coordinate, parameter.placements, strict=True)
     )
+
+
+@torch.no_grad()
+def load_weights(module: nn.Module, path: str | os.PathLike[str], *, rename: Callable[[str], str | None] | None = None) -> int:
+    """Fill a module, parallel or not, from files of whole tensors; each rank reads its own parts. How many bytes this rank read.
+
+    `path` is a safetensors file, a folder of them as Hugging Face publishes models, or a state dict that `torch.save` wrote. Values
+    are cast to the dtype that they have here. Every parameter and persistent buffer must be there and nothing else:
+    raises PlanError that lists all that differs, before anything is changed, TargetError for files that cannot be read.
+    `rename` gives the FQN of a name in the files, None for what is not to be read.
+    """
+    read_bytes = 0
+    with open_tensors(path) as stored:
+        source = matched(module, {name: tensor.shape for name, tensor in stored.items()}, str(path), rename)
+        for name, tensor in whole_tensors(module).items():
+            local = _local(tensor)
+            for box in boxes_of(tensor):
+                part = stored[source[name]].read(box.whole)
+                local[box.local].copy_(part)
+                read_bytes += part.nbytes
+    return read_bytes
+
+
+@torch.no_grad()
+def export_weights(module: nn.Module, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+    """Write a module's parameters and persistent buffers, whole, to one safetensors file or (`.pt`) one state dict of torch.save.
+
+    All ranks call this; one parameter after another is gathered, and rank 0 writes it, aside until all of it is there. Of a `.pt`
+    file rank 0 holds all on the CPU first. Tied parameters are there once in safetensors, under each name in `.pt`. `dtype`
+    casts those that are floating point. Raises UsageError for a file of another kind, or one that cannot be written.
+    """
+    place = check_export(path)
+    aside = place.with_name(f".writing-{place.name}")
+    tensors = whole_tensors(module)
+    specs = aligned([Spec(name, tensor.shape, _exported_dtype(tensor, dtype)) for name, tensor in tensors.items()])
+    writer = SafetensorsWriter(aside, specs) if place.suffix == SAFETENSORS else None
+    if dist.is_initialized() and dist.get_rank() != 0:
+        for spec in specs:
+            _whole(tensors[spec.name])
+        return
+    whole = ((spec.name, _whole(tensors[spec.name]).to("cpu", spec.dtype)) for spec in specs)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _write(writer, whole) if writer else torch.save(_under_all_names(module, dict(whole)), aside)
+        aside.replace(place)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _write(writer: SafetensorsWriter, whole: Iterable[tuple[str, Tensor]]) -> None:
+    with writer:
+        for _, tensor in whole:
+            writer.write(tensor)
+        writer.sync()
+
+
+def _under_all_names(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[first] for name, first in first_names(module).items() if first in tensors}
+
+
+def check_export(path: str | os.PathLike[str]) -> Path:
+    """The file to export to; raises UsageError for one of no known kind."""
+    place = Path(path)
+    if place.suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
+        raise UsageError(f"{path} is no kind of file to export to", next_step=f"name it *{SAFETENSORS} or *.pt")
+    return place
+
+
+def _exported_dtype(tensor: Tensor, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
