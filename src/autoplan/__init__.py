@@ -9,6 +9,7 @@ _EXPORTS = {
     "make_plan": "autoplan.api",
     "parallelize": "autoplan.runtime.parallelize",
     "shard_inputs": "autoplan.runtime.inputs",
+    "watch_ranks": "autoplan.runtime.watch",
 }
 
 

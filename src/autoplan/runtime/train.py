@@ -8,7 +8,6 @@ import os
 import resource
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from autoplan.errors import AutoplanError
 from autoplan.graph import input_leaves
 from autoplan.load import Built, build_on, build_skeleton, load_rules, load_target
 from autoplan.plan.load import load_plan
@@ -31,16 +28,17 @@ from autoplan.plan.schema import Plan
 from autoplan.runtime import checkpoint
 from autoplan.runtime.agreement import check_world
 from autoplan.runtime.data import Batch, open_text
+from autoplan.runtime.faults import check_loss, check_memory, memory_explained, memory_of_ranks
+from autoplan.runtime.launch import join_mesh, this_rank
 from autoplan.runtime.parallelize import local_forward, parallelize
 from autoplan.runtime.shards import local_part
+from autoplan.runtime.watch import Sign, start_watch, write
 from autoplan.runtime.weights import initialize
 from autoplan.settings import parse_settings
 
 LARGE_MODEL = 2_000_000_000  # parameters: above, no rank builds the whole model
 WARM_UP_STEPS = 2
 GIB = 2**30
-OWN_BUG = 70
-GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and end the process; rank 0 prints a user's error once, without traceback.
+    """Run the command line and end the process; an error is said once whatever ranks have it, a user's without traceback.
 
     Ends without the interpreter's finalization: threads of gloo may still hold tensors, and freeing these while the
     interpreter goes away aborts the process (pytorch/pytorch#179291).
@@ -66,17 +64,19 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
+    watch = None
     try:
+        watch = start_watch()
         run(options)
-    except AutoplanError as error:
-        if _rank() != 0:
-            time.sleep(GRACE_S)  # torchrun ends all ranks with the first: let rank 0 speak, which has the same error
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except Exception:
-        traceback.print_exc()
-        return OWN_BUG
-    dist.destroy_process_group()  # not after an error: it waits for the others, who may wait in a collective
+        dist.destroy_process_group()
+    except Exception as error:
+        if watch is not None:
+            return watch.fail(error)
+        sign = Sign.of_error(this_rank(), error)
+        write(sign.text)
+        return sign.code
+    if watch is not None:
+        watch.close()
     return 0
 
 
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
     parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4)")
     parser.add_argument("--checkpoint", metavar="DIR", help="resume from here if there is a checkpoint, and write one at the end")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="go on when the loss is NaN or infinite")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 
@@ -114,13 +115,16 @@ def run(options: argparse.Namespace) -> None:
         base="." if options.target else beside,
         rules=load_rules(rules, "." if options.rules else beside) if rules else None,
     )
-    device_mesh = _start(plan)
+    device_mesh = join_mesh(plan.mesh)
+    if note := check_memory(plan, memory_of_ranks()):
+        _say(note)
     large = plan.model.parameters > LARGE_MODEL
     built = build_skeleton(target, options.seed) if large else build_on(target, "cpu", options.seed)
-    module = parallelize(built.module, built.args, built.kwargs, plan, device_mesh)
-    local_forward(module).seed = options.seed
-    if large:
-        initialize(module, options.seed)
+    with memory_explained(plan, "placing the parameters"):
+        module = parallelize(built.module, built.args, built.kwargs, plan, device_mesh)
+        local_forward(module).seed = options.seed
+        if large:
+            initialize(module, options.seed)
     module.train(plan.options.mode == "train")
     if options.compile:
         local_forward(module).compile()
@@ -128,36 +132,17 @@ def run(options: argparse.Namespace) -> None:
     done = checkpoint.resume(options.checkpoint, module, optimizer) if options.checkpoint else 0
     if done:
         _say(f"resumed after step {done} from {options.checkpoint}")
-    outcome = _steps(module, optimizer, _batches(options, built, module), range(done, done + options.steps), plan)
+    outcome = _steps(module, optimizer, _batches(options, built, module), range(done, done + options.steps), plan, options.allow_nonfinite)
     if options.checkpoint:
         checkpoint.save(options.checkpoint, module, optimizer, done + options.steps)
         _say(f"wrote {options.checkpoint}")
     _report(outcome, plan, options.json)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
 def _say(text: str) -> None:
     """Prose, of rank 0 alone."""
-    if _rank() == 0:
+    if this_rank() == 0:
         print(text, file=sys.stderr, flush=True)
-
-
-def _start(plan: Plan) -> DeviceMesh:
-    """Join the other processes: nccl on CUDA, gloo on the CPU."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    backend = "nccl" if kind == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, device_id=torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else None)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return init_device_mesh(kind, plan.mesh.shape, mesh_dim_names=plan.mesh.names)
 
 
 def _optimizer(module: nn.Module, plan: Plan, lr: float) -> Optimizer | None:
@@ -179,7 +164,9 @@ def _batches(options: argparse.Namespace, built: Built, module: nn.Module) -> Ca
     return open_text(options.data, example, local.program.graph, options.seed)
 
 
-def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[int], Batch], steps: range, plan: Plan) -> Outcome:
+def _steps(
+    module: nn.Module, optimizer: Optimizer | None, batches: Callable[[int], Batch], steps: range, plan: Plan, allow_nonfinite: bool
+) -> Outcome:
     losses: list[float] = []
     seconds: list[float] = []
     memory_before = _resident_bytes()
@@ -189,12 +176,15 @@ def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[in
         batch = _own_part(module, batches(step))
         _settle()
         start = time.perf_counter()
-        loss = _one_step(module, optimizer, batch)
+        with memory_explained(plan, f"in step {step + 1}"):
+            loss = _one_step(module, optimizer, batch)
         _settle()
         seconds.append(time.perf_counter() - start)
         if loss is not None:
             losses.append(loss.item())
             _say(f"step {step + 1}: loss {losses[-1]:.4f}, {seconds[-1] * 1e3:.1f} ms")
+            if not allow_nonfinite:
+                check_loss(losses[-1], step + 1, plan)
     timed = seconds[WARM_UP_STEPS:] or seconds[-1:]
     return Outcome(1e3 * median(timed) if timed else None, _peak_bytes(memory_before) / GIB, tuple(losses))
 
@@ -248,7 +238,7 @@ def _peak_bytes(resident_before: int) -> float:
 
 def _report(outcome: Outcome, plan: Plan, as_json: bool) -> None:
     """Measured beside predicted, by rank 0."""
-    if _rank() != 0:
+    if this_rank() != 0:
         return
     predicted = predicted_to_json(plan.predicted)
     if outcome.step_ms is not None:
