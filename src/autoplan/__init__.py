@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "join_mesh": "autoplan.runtime.launch",
     "make_plan": "autoplan.api",
     "parallelize": "autoplan.runtime.parallelize",
     "shard_inputs": "autoplan.runtime.inputs",
-    "watch_ranks": "autoplan.runtime.watch",
 }
 
 

@@ -29,10 +29,9 @@ from autoplan.runtime import checkpoint
 from autoplan.runtime.agreement import check_world
 from autoplan.runtime.data import Batch, open_text
 from autoplan.runtime.faults import check_loss, check_memory, memory_explained, memory_of_ranks
-from autoplan.runtime.launch import join_mesh, this_rank
+from autoplan.runtime.launch import Launch, say_alone, this_rank
 from autoplan.runtime.parallelize import local_forward, parallelize
 from autoplan.runtime.shards import local_part
-from autoplan.runtime.watch import Sign, start_watch, write
 from autoplan.runtime.weights import initialize
 from autoplan.settings import parse_settings
 
@@ -64,19 +63,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
-    watch = None
     try:
-        watch = start_watch()
-        run(options)
-        dist.destroy_process_group()
+        with Launch() as launch:
+            run(options, launch)
     except Exception as error:
-        if watch is not None:
-            return watch.fail(error)
-        sign = Sign.of_error(this_rank(), error)
-        write(sign.text)
-        return sign.code
-    if watch is not None:
-        watch.close()
+        return say_alone(error)
     return 0
 
 
@@ -99,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, launch: Launch) -> None:
     """One run from plan to report."""
     plan = load_plan(options.plan)
     check_world(plan.mesh, options.plan)
@@ -115,7 +106,7 @@ def run(options: argparse.Namespace) -> None:
         base="." if options.target else beside,
         rules=load_rules(rules, "." if options.rules else beside) if rules else None,
     )
-    device_mesh = join_mesh(plan.mesh)
+    device_mesh = launch.join(plan.mesh)
     if note := check_memory(plan, memory_of_ranks()):
         _say(note)
     large = plan.model.parameters > LARGE_MODEL

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from autoplan.runtime.lines import Lines
 SETTLE_S = 0.5  # from the first sign to the message: of what happens at once, the cause must have been heard
 PATIENCE_S = 10.0  # that a rank waits for rank 0 to speak for it
 CONNECT_S = 30.0
+RETRY_S = 0.2
 OWN_BUG = 70
 TOLD = (signal.SIGTERM, signal.SIGINT)  # by torchrun, or by who started the run
 _ADDRESS = "autoplan/watch"
@@ -69,6 +70,7 @@ class Watch:
     """This rank's part in the watch: a thread from `start` to `close`."""
 
     def __init__(self, store: dist.Store, rank: int, world: int) -> None:
+        self.token = ""  # of these processes, and none that ran before them
         self.rank = rank
         self.world = world
         self._store = store
@@ -82,7 +84,7 @@ class Watch:
 
     def start(self) -> Watch:
         """Connect, and begin to watch."""
-        self._part.connect(self._store)
+        self.token = self._part.connect(self._store)
         if threading.current_thread() is threading.main_thread():
             # torchrun ends all processes of a host with the first: the thread, which knows why, hears of it even if this one waits.
             self._before = [(number, signal.signal(number, lambda *_: None)) for number in TOLD]
@@ -144,10 +146,11 @@ class _Centre:
         self.peers: dict[Lines, tuple[int, str] | None] = {}  # rank and host, None before it has said so
         self.signs: list[Sign] = []
 
-    def connect(self, store: dist.Store) -> None:
+    def connect(self, store: dist.Store) -> str:
         self.listener = socket.create_server(("", 0), backlog=self.watch.world)
         self.token = secrets.token_hex(16)
         store.set(_ADDRESS, json.dumps({"port": self.listener.getsockname()[1], "token": self.token}))
+        return self.token
 
     def run(self) -> None:
         with selectors.DefaultSelector() as self.ready:
@@ -179,6 +182,7 @@ class _Centre:
         for message in messages:
             if message.get("token") == self.token:
                 self.peers[lines] = (message["rank"], message["host"])
+                lines.send({"token": self.token})
             elif self.peers[lines] is None or "bye" in message:
                 self.drop(lines)
                 return
@@ -213,13 +217,29 @@ class _Spoke:
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
 
-    def connect(self, store: dist.Store) -> None:
-        told = json.loads(store.get(_ADDRESS))
+    def connect(self, store: dist.Store) -> str:
+        """After a restart the store may hold the address of a rank 0 that is no more: tries until one answers."""
         self.host = os.environ["MASTER_ADDR"]
-        connection = socket.create_connection((self.host, told["port"]), timeout=CONNECT_S)
-        connection.settimeout(None)
+        deadline = time.monotonic() + CONNECT_S
+        while True:
+            told = json.loads(store.get(_ADDRESS))
+            try:
+                return self.greet(told["port"], told["token"])
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_S)
+
+    def greet(self, port: int, token: str) -> str:
+        connection = socket.create_connection((self.host, port), timeout=CONNECT_S)
         self.lines = Lines(connection)
-        self.lines.send({"token": told["token"], "rank": self.watch.rank, "host": socket.gethostname()})
+        self.lines.send({"token": token, "rank": self.watch.rank, "host": socket.gethostname()})
+        answer, _ = self.lines.receive()
+        if answer != [{"token": token}]:
+            self.lines.close()
+            raise ConnectionError(f"a stranger answers on port {port} of {self.host}")
+        connection.settimeout(None)
+        return token
 
     def run(self) -> None:
         with selectors.DefaultSelector() as ready:
@@ -260,32 +280,3 @@ class _Spoke:
 def write(text: str) -> None:
     """A message on stderr, past Python's buffers: the main thread may hold their locks."""
     os.write(2, f"{text}\n".encode())
-
-
-def start_watch() -> Watch | None:
-    """The watch over the ranks that torchrun started, before or after the process group is made; None for a process alone.
-
-    A rank that cannot reach rank 0 says so and goes unwatched.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return None
-    store, rank, world = next(dist.rendezvous("env://"))
-    try:
-        return Watch(store, rank, world).start()
-    except OSError as error:
-        write(f"note: rank {rank} cannot reach rank 0, and would not be missed: {error}")
-        return None
-
-
-@contextlib.contextmanager
-def watch_ranks() -> Iterator[None]:
-    """Within it, ranks started by torchrun watch each other: if one is lost or raises, that is said once, and all end."""
-    watch = start_watch()
-    try:
-        yield
-    except Exception as error:
-        if watch is None:
-            raise
-        os._exit(watch.fail(error))
-    if watch is not None:
-        watch.close()
