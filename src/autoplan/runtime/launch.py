@@ -82,7 +82,8 @@ class Launch:
     def _start_watch(self) -> None:
         """A rank that cannot reach rank 0 says so and goes unwatched."""
         try:
-            self._watch = Watch(self._store.clone(), self._rank, self._world).start()
+            store = self._store.clone()  # type: ignore[attr-defined]  # the stubs lack it
+            self._watch = Watch(store, self._rank, self._world).start()
         except OSError as error:
             write(f"note: rank {self._rank} cannot reach rank 0, and would not be missed: {error}")
             return
