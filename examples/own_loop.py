@@ -17,7 +17,7 @@ steps = int(sys.argv[2]) if len(sys.argv) > 2 else 10
 
 with autoplan.join_mesh(plan) as mesh:
     torch.manual_seed(0)  # every rank builds the same model, and keeps its part of it
-    module, example = llama.build(**plan.model.set)
+    module, example, _ = llama.build(**plan.model.set)
     model = autoplan.parallelize(module, example, {}, plan, mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, foreach=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)

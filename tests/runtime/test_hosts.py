@@ -88,6 +88,7 @@ def test_a_host_that_goes_is_said_once_on_the_other(folder: Path) -> None:
     for pid in (second.process.pid, *gone):
         os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
+    second.process.wait()
     assert first.end() != 0
     assert time.monotonic() - killed < 60
     assert len(re.findall("error: rank [23] of 4 on", first.said)) == first.said.count("error:") == 1, first.said
