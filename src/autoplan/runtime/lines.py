@@ -38,9 +38,11 @@ class Lines:
             received = b""
         *whole, self._rest = (self._rest + received).split(b"\n")
         try:
-            return [json.loads(line) for line in whole], not received
-        except ValueError:  # a stranger
-            return [], True
+            messages = [json.loads(line) for line in whole]
+        except ValueError:
+            messages = [None]
+        stranger = not all(isinstance(message, dict) for message in messages)
+        return ([], True) if stranger else (messages, not received)
 
     def close(self) -> None:
         """End it."""

@@ -109,6 +109,8 @@ class Watch:
             signal.set_wakeup_fd(-1)
         for number, handler in self._before:
             signal.signal(number, handler)
+        for end in (self._woken, self._wake):
+            end.close()
 
     def news(self) -> tuple[Sign | None, bool]:
         """Called by the thread when it is woken: this rank's own sign, and whether to close."""
@@ -171,6 +173,8 @@ class _Centre:
                     else:
                         self.hear(key.fileobj)  # type: ignore[arg-type]  # a Lines
             self.tell_all({"bye": True})
+        for end in (self.listener, *self.peers):
+            end.close()
 
     def admit(self) -> None:
         lines = Lines(self.listener.accept()[0])
