@@ -173,8 +173,9 @@ class _Centre:
                     else:
                         self.hear(key.fileobj)  # type: ignore[arg-type]  # a Lines
             self.tell_all({"bye": True})
-        for end in (self.listener, *self.peers):
-            end.close()
+        self.listener.close()
+        for lines in self.peers:
+            lines.close()
 
     def admit(self) -> None:
         lines = Lines(self.listener.accept()[0])
