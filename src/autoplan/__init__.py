@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "join_mesh": "autoplan.runtime.launch:join_mesh",
     "make_plan": "autoplan.api:make_plan",
     "parallelize": "autoplan.runtime.parallelize:parallelize",
     "shard_inputs": "autoplan.runtime.inputs:shard_inputs",

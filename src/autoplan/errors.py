@@ -1,7 +1,7 @@
 """Errors a user can cause: one message each that says what, where and what next.
 
 Every child carries its numbers as fields, so that callers need not parse the message, and names the exit code of the
-command line (0 done, 1 input, 2 usage, 3 nothing fits, 4 differs, 5 verify differs, 6 out of time, 70 our own bug).
+command line (0 done, 1 input, 2 usage, 3 nothing fits, 4 differs, 5 verify differs, 6 out of time, 7 a rank is lost, 70 our own bug).
 """
 
 from __future__ import annotations
@@ -72,6 +72,25 @@ class OutOfTime(AutoplanError):
     """The time limit passed before any plan was found."""
 
     exit_code = 6
+
+
+class LostRank(AutoplanError):
+    """A process of the run is gone: killed, or its host is down."""
+
+    exit_code = 7
+
+
+class DeviceMemoryError(AutoplanError):
+    """A device has less memory than a step takes, or than the plan predicts."""
+
+
+class NonFiniteLoss(AutoplanError):
+    """The loss of a training step is NaN or infinite."""
+
+    def __init__(self, what: str, *, step: int, loss: float, **details: str | None) -> None:
+        super().__init__(what, **details)
+        self.step = step
+        self.loss = loss
 
 
 def join_problems(kind: type[AutoplanError], problems: Iterable[AutoplanError | str], **details: str | None) -> AutoplanError:

@@ -183,7 +183,7 @@ def plans(draw):
     return Plan(
         model=model,
         mesh=mesh,
-        hardware=HardwareInfo(draw(NAMED), draw(NAMED)),
+        hardware=HardwareInfo(draw(NAMED), draw(NAMED), draw(sizes)),
         options=Options(*(draw(s) for s in (*asked, limit, INDEXES, st.booleans()))),
         pins=tuple(draw(st.lists(st.dictionaries(TEXTS, RAW, max_size=3), max_size=2))),
         inputs=section(NAMED, given_input),

@@ -35,7 +35,7 @@ CASES = {
     "an unknown key like no other": (
         "{profile: h200-sxm",
         "{cards: 3, profile: h200-sxm",
-        "hardware: unknown key 'cards'\n  plan.yaml:4; the keys here are profile, digest",
+        "hardware: unknown key 'cards'\n  plan.yaml:4; the keys here are profile, digest, per_host",
     ),
     "a duplicate key": (
         "  layers.1.attn.wqkv.weight:",

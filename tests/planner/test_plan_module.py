@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from random import Random
 
 import pytest
 from planner_cases import Module, built, llama_module, mlp_module, no_rule_module, planned, request
 
+from autoplan.cost.hardware import load_hardware
 from autoplan.errors import FallbackError
 from autoplan.plan import dump_plan
 from autoplan.plan.schema import Plan
@@ -32,6 +34,12 @@ def test_the_predicted_peak_is_within_the_limit_that_was_asked_for() -> None:
     free, limited = plan_of("mlp", "2x2"), plan_of("mlp", "2x2", LIMIT_GIB)
     assert limited.predicted.memory_gib.peak <= LIMIT_GIB < free.predicted.memory_gib.peak
     assert limited.predicted.step_ms >= free.predicted.step_ms
+
+
+def test_a_plan_for_several_hosts_says_how_many_ranks_it_puts_on_one() -> None:
+    two_a_host = replace(load_hardware("test-free-links"), gpus_per_node=2)
+    on = {mesh: planned(module("mlp"), replace(request(mesh), hardware=two_a_host)).hardware.per_host for mesh in ("2", "2x2")}
+    assert on == {"2": None, "2x2": 2}
 
 
 @pytest.mark.parametrize("name", ["mlp", "llama"])

@@ -100,6 +100,15 @@ def test_a_rank_that_is_killed_while_writing_leaves_the_last_checkpoint_and_the_
     assert json.loads(begun.stdout)["losses"][0] < losses[0]  # on the first batch, after five steps on others
 
 
+def test_an_inference_plan_runs_and_has_no_losses(plans: Path) -> None:
+    plan = random_plan(BUILD, mesh_of(2), 0, mode="infer", target="autoplan.models.llama:build", settings=SETTINGS)
+    write_plan(plan, plans / "infer.yaml")
+    found = torchrun(2, str(ROOT / "apply.py"), "--plan", "infer.yaml", "--steps", "2", "--json", folder=plans)
+    assert found.returncode == 0, found.stderr
+    said = json.loads(found.stdout)
+    assert said["losses"] == [] and said["step_ms"] > 0
+
+
 def test_a_wrong_number_of_processes_is_one_message_with_the_right_line(plans: Path) -> None:
     found = alone(str(ROOT / "apply.py"), "--plan", str(plans / "2.yaml"), folder=plans)
     assert found.returncode == 2 and not found.stdout

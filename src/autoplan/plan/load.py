@@ -143,8 +143,9 @@ def _model(at: Cursor) -> ModelInfo:
 
 
 def _hardware(at: Cursor) -> HardwareInfo:
-    get = at.record(("profile", "digest"))
-    return HardwareInfo(get["profile"].text(), get["digest"].text())
+    get = at.record(("profile", "digest"), ("per_host",))
+    per_host = get["per_host"].integer(least=1) if get["per_host"].given else None
+    return HardwareInfo(get["profile"].text(), get["digest"].text(), per_host)
 
 
 def _options(at: Cursor) -> Options:

@@ -16,6 +16,7 @@ from autoplan.plan.schema import (
     Collective,
     FallbackLine,
     GatherLine,
+    HardwareInfo,
     InputLine,
     ModelInfo,
     OpLine,
@@ -42,7 +43,7 @@ def plan_to_json(plan: Plan) -> dict[str, Plain]:
         "autoplan": FORMAT,
         "model": _model(plan.model),
         "mesh": dict(zip(plan.mesh.names, plan.mesh.shape, strict=True)),
-        "hardware": {"profile": plan.hardware.profile, "digest": plan.hardware.digest},
+        "hardware": _hardware(plan.hardware),
         "options": _options(plan.options),
         "pins": [_copy(pin) for pin in plan.pins],
         "inputs": _section(plan.inputs),
@@ -112,6 +113,10 @@ def _model(model: ModelInfo) -> dict[str, Plain]:
     example = _given(batch=model.batch, seq=model.seq, rules=model.rules)
     identity = {"parameters": model.parameters, "digest": model.digest, "graph": model.graph}
     return {"target": model.target, "set": settings, **example, **identity}
+
+
+def _hardware(hardware: HardwareInfo) -> dict[str, Plain]:
+    return {"profile": hardware.profile, "digest": hardware.digest} | _given(per_host=hardware.per_host)
 
 
 def _options(options: Options) -> dict[str, Plain]:

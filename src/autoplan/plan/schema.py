@@ -50,10 +50,11 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class HardwareInfo:
-    """The profile the predictions rest on."""
+    """The profile the predictions rest on; `per_host` is how many ranks it puts on a host, None if the mesh has no more than that."""
 
     profile: str
     digest: str
+    per_host: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,11 @@ class ModelFacts:
         return cls(target, settings, model_digest(module), rules)
 
 
+def _hardware(request: PlanRequest) -> HardwareInfo:
+    per_host = request.hardware.gpus_per_node
+    return HardwareInfo(request.hardware.name, request.hardware.digest, per_host if request.mesh.size > per_host else None)
+
+
 def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver: SolverInfo, recomputed: Sequence[Segment] = ()) -> Plan:
     """The plan that decides `assignment` and recomputes some segments, with its predictions on the request's hardware."""
     graph = assignment.graph
@@ -48,7 +53,7 @@ def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver
     return Plan(
         model=_model(graph, facts),
         mesh=request.mesh,
-        hardware=HardwareInfo(request.hardware.name, request.hardware.digest),
+        hardware=_hardware(request),
         options=request.options,
         pins=request.pins,
         inputs=decisions.inputs,

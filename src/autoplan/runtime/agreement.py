@@ -1,4 +1,4 @@
-"""What must hold before the first collective: as many processes as the mesh has ranks, all of one mind."""
+"""What must hold before the first collective: processes as many as the mesh has ranks, where it wants them, all of one mind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from autoplan.errors import AutoplanError, PlanError, UsageError
 from autoplan.placement import Mesh
+from autoplan.plan.schema import Plan
 
 Found = TypeVar("Found")
 
@@ -37,6 +38,47 @@ def check_device_mesh(mesh: Mesh, device_mesh: DeviceMesh) -> None:
             f"the device mesh orders its ranks {device_mesh.mesh.flatten().tolist()}",
             next_step="make it by init_device_mesh, ranks in row-major order",
         )
+
+
+def check_hosts(plan: Plan, per_host: int) -> str | None:
+    """A note where hosts of `per_host` ranks are not those that the predictions are for; None if they are, or one host runs all.
+
+    Raises UsageError if groups over the last axis, which ranks next to each other make up, span more hosts than planned.
+    """
+    mesh, planned = plan.mesh, plan.hardware.per_host or plan.mesh.size
+    if per_host >= mesh.size:
+        return None
+    wider = [axis for axis in range(mesh.ndim) if _hosts(mesh, axis, per_host) > _hosts(mesh, axis, planned)]
+    if not wider:
+        return None
+    spans = ", ".join(
+        f"{mesh.names[axis]} spans {_hosts(mesh, axis, per_host)} hosts instead of {_hosts(mesh, axis, planned)}" for axis in wider
+    )
+    facts = f"{per_host} of {mesh.size} ranks run on each host, the plan puts {planned} there: axis {spans}"
+    if mesh.ndim - 1 in wider:
+        raise UsageError(
+            facts,
+            where=plan.provenance.where("hardware"),
+            next_step=f"start more ranks on a host (--nproc-per-node), or plan for hardware with gpus_per_node: {per_host}",
+        )
+    return f"note: {facts}; the predictions do not know of it"
+
+
+def _hosts(mesh: Mesh, axis: int, per_host: int) -> int:
+    """On how many hosts the ranks of one group over an axis run, at most; rank r runs on host r // per_host."""
+    groups: dict[tuple[int, ...], set[int]] = {}
+    for rank, coordinate in enumerate(mesh.coordinates()):
+        groups.setdefault(coordinate[:axis] + coordinate[axis + 1 :], set()).add(rank // per_host)
+    return max(map(len, groups.values()))
+
+
+def launch_facts() -> dict[str, str]:
+    """What every rank must say alike of how it was started; nothing where torchrun's variables are not set."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        return {}
+    rank, local, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    order = "host by host" if rank % size == local else f"process {local} of its host"
+    return {"processes of a host": str(size), "order of ranks": order}
 
 
 def check_agreement(facts: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ another, the local program of the captured graph. Optimizer, checkpoints and the
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from autoplan.graph import graph_digest, input_leaves
 from autoplan.placement import Mesh, local_shape
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
-from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_world
+from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
 from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.prepare import STORED_DTYPE, Prepared, Template, check_model, make_template, plan_digest, prepare
 from autoplan.runtime.program import Program, build_program
@@ -49,6 +50,8 @@ def parallelize(
     plan = load_plan(plan) if isinstance(plan, str | Path) else plan
     check_world(plan.mesh, name)
     check_device_mesh(plan.mesh, device_mesh)
+    check_agreement(launch_facts())
+    _note(check_hosts(plan, int(os.environ.get("LOCAL_WORLD_SIZE", plan.mesh.size))))
     check_model(module, plan)
     template = make_template(module, args, dict(kwargs or {}), plan)
     return distribute(module, template, device_mesh, STORED_DTYPE[plan.options.precision])
@@ -59,13 +62,18 @@ def distribute(module: nn.Module, template: Template, device_mesh: DeviceMesh, d
     training = template.plan.options.mode == "train"
     prepared = prepare(template, training)
     check_agreement({"plan": plan_digest(template.plan), "graph": graph_digest(prepared.assignment.graph), "torch": torch.__version__})
-    if prepared.note and dist.get_rank() == 0:
-        print(prepared.note, file=sys.stderr)
+    _note(prepared.note)
     local = attach(module, prepared, device_mesh, dtype)
     local.template = template
     leaves = input_leaves(template.module.forward, template.args, template.kwargs)
     local.literals = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, Tensor)}
     return module
+
+
+def _note(text: str | None) -> None:
+    """Prose, of rank 0 alone."""
+    if text and dist.get_rank() == 0:
+        print(text, file=sys.stderr)
 
 
 def attach(module: nn.Module, prepared: Prepared, device_mesh: DeviceMesh, dtype: torch.dtype) -> LocalForward:

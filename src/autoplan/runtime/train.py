@@ -8,7 +8,6 @@ import os
 import resource
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,9 @@ import torch
 import torch.distributed as dist
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from autoplan.errors import AutoplanError, UsageError
+from autoplan.errors import UsageError
 from autoplan.graph import input_leaves
 from autoplan.load import Built, build_on, build_skeleton, load_rules, load_target
 from autoplan.plan.load import load_plan
@@ -32,6 +30,8 @@ from autoplan.runtime.agreement import check_world
 from autoplan.runtime.autosave import Autosave
 from autoplan.runtime.checkpoint import last
 from autoplan.runtime.data import Batch, open_text
+from autoplan.runtime.faults import check_loss, check_memory, memory_explained, memory_of_ranks
+from autoplan.runtime.launch import Launch, say_alone, this_rank
 from autoplan.runtime.parallelize import local_forward, parallelize
 from autoplan.runtime.shards import local_part
 from autoplan.runtime.weights import check_export, export_weights, initialize, load_weights
@@ -40,8 +40,6 @@ from autoplan.settings import parse_settings
 LARGE_MODEL = 2_000_000_000  # parameters: above, no rank builds the whole model
 WARM_UP_STEPS = 2
 GIB = 2**30
-OWN_BUG = 70
-GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and end the process; rank 0 prints a user's error once, without traceback.
+    """Run the command line and end the process; an error is said once whatever ranks have it, a user's without traceback.
 
     Ends without the interpreter's finalization: threads of gloo may still hold tensors, and freeing these while the
     interpreter goes away aborts the process (pytorch/pytorch#179291).
@@ -68,16 +66,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _main(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
     try:
-        run(options)
-    except AutoplanError as error:
-        if _rank() != 0:
-            time.sleep(GRACE_S)  # torchrun ends all ranks with the first: let rank 0 speak, which has the same error
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except Exception:
-        traceback.print_exc()
-        return OWN_BUG
-    dist.destroy_process_group()  # not after an error: it waits for the others, who may wait in a collective
+        with Launch() as launch:
+            run(options, launch)
+    except Exception as error:
+        return say_alone(error)
     return 0
 
 
@@ -100,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", metavar="PATH", help="begin with these: safetensors (a file, or a folder with its index) or a .pt file"
     )
     parser.add_argument("--export", metavar="FILE", help="at the end write all weights to one .safetensors or .pt file")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="go on when the loss is NaN or infinite")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 
@@ -119,7 +112,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--checkpoint-every says how often, and --checkpoint where", next_step="give --checkpoint DIR")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, launch: Launch) -> None:
     """One run from plan to report."""
     plan = load_plan(options.plan)
     check_world(plan.mesh, options.plan)
@@ -136,13 +129,16 @@ def run(options: argparse.Namespace) -> None:
         base="." if options.target else beside,
         rules=load_rules(rules, "." if options.rules else beside) if rules else None,
     )
-    device_mesh = _start(plan)
+    device_mesh = launch.join(plan.mesh)
+    if note := check_memory(plan, memory_of_ranks()):
+        _say(note)
     drawn_whole = plan.model.parameters <= LARGE_MODEL and not options.weights
     built = build_on(target, "cpu", options.seed) if drawn_whole else build_skeleton(target, options.seed)
-    module = parallelize(built.module, built.args, built.kwargs, plan, device_mesh)
-    local_forward(module).seed = options.seed
-    if not drawn_whole:
-        _fill(module, options)
+    with memory_explained(plan, "placing the parameters"):
+        module = parallelize(built.module, built.args, built.kwargs, plan, device_mesh)
+        local_forward(module).seed = options.seed
+        if not drawn_whole:
+            _fill(module, options)
     module.train(plan.options.mode == "train")
     if options.compile:
         local_forward(module).compile()
@@ -151,7 +147,7 @@ def run(options: argparse.Namespace) -> None:
     steps = autosave.resume(options.steps)
     if steps.start:
         _say(f"resumed after step {steps.start} from {options.checkpoint}")
-    outcome = _steps(module, optimizer, _batches(options, built, module), steps, autosave)
+    outcome = _steps(module, optimizer, _batches(options, built, module), steps, autosave, plan, options.allow_nonfinite)
     if autosave.after(steps.stop):
         _say(f"wrote {options.checkpoint}")
     if options.export:
@@ -171,32 +167,10 @@ def _fill(module: nn.Module, options: argparse.Namespace) -> None:
         initialize(module, options.seed)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
 def _say(text: str) -> None:
     """Prose, of rank 0 alone."""
-    if _rank() == 0:
+    if this_rank() == 0:
         print(text, file=sys.stderr, flush=True)
-
-
-def _start(plan: Plan) -> DeviceMesh:
-    """Join the other processes: nccl on CUDA, gloo on the CPU."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    backend = "nccl" if kind == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        store, rank, world = next(dist.rendezvous("env://"))
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # the last attempt's addresses are in it too
-        device = torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else None
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, device_id=device)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return init_device_mesh(kind, plan.mesh.shape, mesh_dim_names=plan.mesh.names)
 
 
 def _optimizer(module: nn.Module, plan: Plan, lr: float) -> Optimizer | None:
@@ -218,7 +192,15 @@ def _batches(options: argparse.Namespace, built: Built, module: nn.Module) -> Ca
     return open_text(options.data, example, local.program.graph, local.seed)
 
 
-def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[int], Batch], steps: range, autosave: Autosave) -> Outcome:
+def _steps(
+    module: nn.Module,
+    optimizer: Optimizer | None,
+    batches: Callable[[int], Batch],
+    steps: range,
+    autosave: Autosave,
+    plan: Plan,
+    allow_nonfinite: bool,
+) -> Outcome:
     losses: list[float] = []
     seconds: list[float] = []
     memory_before = _resident_bytes()
@@ -228,12 +210,15 @@ def _steps(module: nn.Module, optimizer: Optimizer | None, batches: Callable[[in
         batch = _own_part(module, batches(step))
         _settle()
         start = time.perf_counter()
-        loss = _one_step(module, optimizer, batch)
+        with memory_explained(plan, f"in step {step + 1}"):
+            loss = _one_step(module, optimizer, batch)
         _settle()
         seconds.append(time.perf_counter() - start)
         if loss is not None:
             losses.append(loss.item())
             _say(f"step {step + 1}: loss {losses[-1]:.4f}, {seconds[-1] * 1e3:.1f} ms")
+            if not allow_nonfinite:
+                check_loss(losses[-1], step + 1, plan)
         if autosave.after(step + 1):
             _say(f"wrote {autosave.folder} after step {step + 1}")
     timed = seconds[WARM_UP_STEPS:] or seconds[-1:]
@@ -289,7 +274,7 @@ def _peak_bytes(resident_before: int) -> float:
 
 def _report(outcome: Outcome, plan: Plan, as_json: bool) -> None:
     """Measured beside predicted, by rank 0."""
-    if _rank() != 0:
+    if this_rank() != 0:
         return
     predicted = predicted_to_json(plan.predicted)
     if outcome.step_ms is not None:

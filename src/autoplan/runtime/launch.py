@@ -1,0 +1,97 @@
+"""How a process joins the others: the watch over all of them, the device it takes, the backend, the mesh."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from autoplan.placement import Mesh
+from autoplan.plan.load import load_plan
+from autoplan.plan.schema import Plan
+from autoplan.runtime.agreement import check_world
+from autoplan.runtime.watch import Sign, Watch, write
+
+
+def this_rank() -> int:
+    """The number that torchrun gave this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def join_mesh(plan: Plan | str | Path) -> Iterator[DeviceMesh]:
+    """The device mesh of a plan, over the processes that torchrun started, each on its device: nccl on CUDA, gloo on the CPU.
+
+    Within it the ranks watch each other: if one is lost or raises, that is said once and every process ends, with an exit
+    code other than 0. Without torchrun the mesh is of this process alone, and errors are raised.
+    """
+    with Launch() as launch:
+        plan = load_plan(plan) if isinstance(plan, str | Path) else plan
+        check_world(plan.mesh, plan.provenance.source)
+        yield launch.join(plan.mesh)
+
+
+class Launch:
+    """The processes of a run, from their first contact to their last; a context manager.
+
+    Each launch by torchrun, a restart too, has a store of its own: torch 2.13 hands a restarted group the store of the one
+    before, with the addresses of processes that are gone.
+    """
+
+    def __init__(self) -> None:
+        self._store: dist.Store = dist.HashStore()
+        self._rank, self._world = 0, int(os.environ.get("WORLD_SIZE", "1"))
+        self._watch: Watch | None = None
+
+    def __enter__(self) -> Launch:
+        if self._world > 1:
+            self._store, self._rank, self._world = next(dist.rendezvous("env://"))
+            self._start_watch()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            if self._watch is not None:
+                self._watch.close()
+        elif self._watch is not None and isinstance(error, Exception):
+            os._exit(self._watch.fail(error))
+
+    def join(self, mesh: Mesh) -> DeviceMesh:
+        """Make the process group and the mesh over it; the processes of a host share its cores."""
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        if kind == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        else:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        dist.init_process_group(
+            "nccl" if kind == "cuda" else "gloo",
+            store=self._store,
+            rank=self._rank,
+            world_size=self._world,
+            device_id=torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else None,
+        )
+        return init_device_mesh(kind, mesh.shape, mesh_dim_names=mesh.names)
+
+    def _start_watch(self) -> None:
+        """A rank that cannot reach rank 0 says so and goes unwatched."""
+        try:
+            store = self._store.clone()  # type: ignore[attr-defined]  # the stubs lack it
+            self._watch = Watch(store, self._rank, self._world).start()
+        except OSError as error:
+            write(f"note: rank {self._rank} cannot reach rank 0, and would not be missed: {error}")
+            return
+        self._store = dist.PrefixStore(self._watch.token, self._store)
+
+
+def say_alone(error: BaseException) -> int:
+    """Print the error of a process that nobody watches; the exit code."""
+    sign = Sign.of_error(this_rank(), error)
+    write(sign.text)
+    return sign.code
