@@ -25,8 +25,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Plan a small Llama on 2x2, show the plan, train it on 4 CPU processes, compare with one device, diff with 4x1
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
+# Two files at a time: planning takes one core, and workers that talk to each other wait a lot.
 test: $(INSTALLED) ## Run the tests that need no GPU
-	$(BIN)/python -m pytest -m 'not gpu and not zoo'
+	$(BIN)/python -m pytest -m 'not gpu and not zoo' -n 2 --dist loadfile
 
 test-zoo: $(INSTALLED) ## Plan and verify a zoo of architectures; takes its time
 	$(BIN)/python -m pytest -m zoo --durations 10
