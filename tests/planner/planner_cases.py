@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoplan.cost.hardware import load_hardware
-from autoplan.models import llama, mlp
+from autoplan.models import gpt2, llama, mlp
 from autoplan.placement import parse_mesh
 from autoplan.plan.schema import Options, Plan
 from autoplan.planner.build import Built
@@ -18,6 +18,7 @@ from autoplan.planner.remedies import problem_of
 
 MLP = {"dim": 64, "hidden_dim": 256, "n_layers": 3, "classes": 16, "batch": 32}
 LLAMA: dict[str, Any] = {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 128, "vocab_size": 128, "batch": 8, "seq": 64}
+GPT2: dict[str, Any] = {"dim": 64, "n_layers": 3, "n_heads": 4, "vocab_size": 128, "max_seq": 64, "batch": 8, "seq": 64}
 Module = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
@@ -27,6 +28,10 @@ def mlp_module() -> Module:
 
 def llama_module() -> Module:
     return llama.build(**LLAMA)
+
+
+def gpt2_module() -> Module:
+    return gpt2.build(**GPT2)
 
 
 class NoRule(nn.Module):

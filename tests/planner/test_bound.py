@@ -11,7 +11,7 @@ from random_models import choices, peaks, random_model
 
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.eliminate import Elimination
-from autoplan.planner.solver.model import Model
+from autoplan.planner.solver.model import Edge, Model, Span
 from autoplan.planner.solver.passing import Passing
 from autoplan.planner.solver.reduce import Infeasible, reduce
 
@@ -109,3 +109,26 @@ def test_elimination_without_memory_is_exact(seed: int) -> None:
     for u, conditional in enumerate(below.conditional):
         for s, value in enumerate(conditional):
             assert value == min(cost for choice, cost in costs.items() if choice[u] == s)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bounds_are_exact_where_floating_point_is_not(engine: Engine) -> None:
+    """Floats above 2^54 are multiples of 4: 2^54 + 3 would become 2^54 + 4, a bound above the cost itself."""
+    large = 2**54 + 3
+    model = Model([np.array([large, large + 1]), np.array([0, 5])], [{}, {}], {(0, 1): Edge(np.array([[0, 7], [7, 0]]))}, np.zeros(0))
+    below = bound(engine(model, large), np.zeros(0), lambda choice, used: None, None)
+    costs = choices(model)
+    assert below.value == large == min(costs.values())
+    for u, conditional in enumerate(below.conditional):
+        assert conditional.dtype == np.int64
+        for s, value in enumerate(conditional.tolist()):
+            assert value <= min(cost for choice, cost in costs.items() if choice[u] == s)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_prices_too_high_to_count_with_do_not_break_the_bound(engine: Engine) -> None:
+    """What must be paid anyway suggests prices that, in the scale of the rest, would leave 64 bits and come back negative."""
+    heavy = {Span(0, 1): np.array([300, 0])}
+    model = Model([np.array([0, 5]), np.array([0, 9])], [heavy, heavy], {}, np.array([500]), 10**12)
+    below = bound(engine(model, 1), np.zeros(1), lambda choice, used: None, None)
+    assert 10**12 <= below.value <= min(choices(model).values()) == 10**12 + 5

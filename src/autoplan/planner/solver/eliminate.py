@@ -80,8 +80,8 @@ class Elimination:
 
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it."""
-        least: list[Array] = [np.zeros(0)] * len(self.steps)
-        above: list[Array] = [np.zeros(())] * len(self.steps)
+        least: list[Array] = [np.zeros(0, dtype=np.int64)] * len(self.steps)
+        above: list[Array] = [np.zeros((), dtype=np.int64)] * len(self.steps)
         for number in reversed(range(len(self.steps))):
             step = self.steps[number]
             whole = self.tables[number] + above[number][..., None]

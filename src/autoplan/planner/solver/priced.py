@@ -30,7 +30,7 @@ class Priced:
 
     def set_prices(self, rows: Array, *, whole: bool = False) -> None:
         """Charge other prices of the rows, in cost per unit of use; if `whole`, they add up to 1 after rounding too."""
-        scaled = np.round(rows * self.scale).astype(np.int64)
+        scaled = np.minimum(np.round(rows * self.scale), self.cap).astype(np.int64)  # lower prices only lower the bound
         if whole:
             scaled[scaled.argmax()] += self.scale - scaled.sum()
         self.offset = -sum(int(scaled[row]) * int(self.model.limits[row]) for row in np.flatnonzero(scaled))

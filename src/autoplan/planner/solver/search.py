@@ -140,6 +140,8 @@ class _Search:
             if self.cutoff is not None:
                 threshold = min(threshold, self.cutoff - 1)
             closer = outer(threshold) if outer else below
+            known = self.best.choice if outer else self.met
+            assert self._allows(closer, threshold, known), "a bound is above what a known choice costs"
             found = _cheapest_within(self.reduced, closer, threshold, self.deadline, self.gap, self.on_progress)
             if found.choice is not None:
                 self._meet(found.choice, self.reduced.used_by(found.choice))
@@ -164,6 +166,13 @@ class _Search:
         """What is known now."""
         best = self.best
         return Result(best.choice, best.cost, self.proved if best.cost is None else min(self.proved, best.cost), finished)
+
+    def _allows(self, below: Bound, threshold: int, known: Sequence[int] | None) -> bool:
+        """Whether bounds on choices of at most `threshold` admit the best one, `known` in the numbers of what is bounded, if it is one."""
+        cost = self.best.cost
+        if known is None or cost is None or cost > threshold:
+            return True
+        return all(costs[s] <= cost for costs, s in zip(below.conditional, known, strict=True))
 
     def _share(self, part: float) -> float | None:
         """The end of a part of the time that is left."""
