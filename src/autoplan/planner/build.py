@@ -85,7 +85,8 @@ class _Builder:
     span: Span
     down: bool
     temporaries: list[tuple[int, Group]] = field(default_factory=list)  # by node class
-    gathered: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)
+    gathered: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)  # by block: values
+    unreduced: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)  # by block: nodes
 
     def build(self) -> Built:
         self.unit_bytes = max(1, self.limit_bytes >> 20)
@@ -100,16 +101,16 @@ class _Builder:
         return Built(problem, terms, self.span.most.recomputed)
 
     def _peaks(self, values: Sequence[ProblemValue], least: Moment, most: Moment) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-        """The temporaries of ops and the gathered parameters of blocks, one at a time: of all, or of the segments at work in both."""
+        """The temporaries of ops and the parameters and gradients in flight of blocks, one at a time: of all, or of the segments at work in both."""
         nodes, blocks = self._at_work(least), self._at_work(most)
         working = None if nodes is None or blocks is None else nodes & blocks
         temporaries = tuple(group for c, group in self.temporaries if working is None or c in working)
         gathered = (
-            terms
-            for terms in self.gathered.values()
+            Group(nodes=tuple(self.unreduced[block]), values=tuple(terms))
+            for block, terms in self.gathered.items()
             if working is None or any(reader.node in working for reader in values[terms[0][0]].readers)
         )
-        return temporaries, tuple(Group(values=tuple(terms)) for terms in gathered)
+        return temporaries, tuple(gathered)
 
     def _at_work(self, moment: Moment) -> set[int] | None:
         """The node classes of the segment at work; None for all."""
@@ -153,6 +154,7 @@ class _Builder:
             if terms.is_parameter:
                 block = terms.block or terms.name
                 self.gathered.setdefault(block, []).append((len(found) - 1, self._units(terms.in_flight_bytes)))
+                self.unreduced.setdefault(block, []).append((terms.producer, self._units(terms.unreduced_bytes[list(terms.made)])))
             elif times := sum(self.span.least.moves_again[member] for member in terms.members):
                 found.append(self._again(terms, value, times))
         return found

@@ -27,7 +27,7 @@ from autoplan.cost.transitions import TransitionTable
 from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Node, Value
 from autoplan.graph.segments import Segment, find_segments
-from autoplan.placement import Mesh, Placements, forward_of
+from autoplan.placement import Mesh, Placements, R, forward_of
 from autoplan.plan.schema import Options
 from autoplan.rules.row import Call, Strategy
 
@@ -170,3 +170,13 @@ class ValuePrices:
             return 0
         size = local_bytes(self.value, used, self.prices.mesh)
         return size * self.regathers + size * self.value.needs_grad
+
+    def unreduced_bytes(self, stored: Placements) -> int:
+        """Bytes of the gradient before it is reduced, which only the block at work needs, of a parameter read as it is stored.
+
+        It is partial wherever ranks hold the same part of the parameter, unless they all compute the same (as norms may).
+        """
+        is_shared = any(placement == R and size > 1 for placement, size in zip(stored, self.prices.mesh.shape, strict=True))
+        if not (self.has_gradient and self.home_is_free and is_shared):
+            return 0
+        return local_bytes(self.value, stored, self.prices.mesh)

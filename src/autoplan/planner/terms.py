@@ -61,7 +61,8 @@ class ValueTerms:
     """Values whose producers and readers are of the same classes. Costs are of all members, seconds and bytes of one.
 
     `forward[p][f]` and `backward[p][q]` as in ProblemValue; `again_s[p][f]` what bringing it there once more takes;
-    `kept_bytes[f]` a copy that lasts until backward; `in_flight_bytes[f]` what the block at work needs of a parameter.
+    `kept_bytes[f]` a copy that lasts until backward; `in_flight_bytes[f]` what the block at work needs of a parameter,
+    `unreduced_bytes[p]` of one that is read as it is stored.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ValueTerms:
     free: tuple[int | None, ...]
     kept_bytes: Array
     in_flight_bytes: Array
+    unreduced_bytes: Array
     block: str | None
 
     @property
@@ -218,6 +220,7 @@ class _Pricer:
             free=tuple(states.placements.index(home) if home in states.placements else None for home in homes),
             kept_bytes=np.array([prices.kept_bytes(used) for used in states.placements]),
             in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in states.placements]),
+            unreduced_bytes=np.array([prices.unreduced_bytes(home) if prices.is_parameter else 0 for home in states.homes]),
             block=prices.block,
         )
 
