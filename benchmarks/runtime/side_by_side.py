@@ -4,8 +4,8 @@
 
 Settings: `hand:KIND` with KIND one of ddp, fsdp, tp, fsdp+tp, each compiled layer by layer, `/head` with norm, head and loss as one
 compiled function too; `floor`, one GPU alone with its share of the batch, likewise compiled; `LAYOUT` runs the plan SIZE-LAYOUT.yaml of
-`plans-two/` or `plans-four/`, `/ahead` with gathers and reductions one piece ahead, `/recompute` with all layers recomputed, `/joined`
-with the parameters of a layer in one flat buffer, `/one-queue` with all collectives in the same NCCL queue. `/eager` compiles nothing.
+`plans-two/` or `plans-four/`, `/ahead` with gathers and reductions one piece ahead, `/recompute` with all layers recomputed. `/eager`
+compiles nothing.
 
 All settings of a size are built first and then measured in turns of some steps. One JSON object a line for every setting: the median
 and the least of the timed steps, each between two synchronisations of all ranks; how long building and the first step took (what an
@@ -53,7 +53,7 @@ from autoplan.runtime.weights import initialize  # noqa: E402
 GIB = 2**30
 TARGET = "autoplan.models.llama:build"
 DEFAULT = {
-    2: "floor hand:ddp/head hand:fsdp/head hand:tp own own/ahead data/ahead data/ahead/joined data/ahead/one-queue data/ahead/recompute tensor",
+    2: "floor hand:ddp/head hand:fsdp/head hand:tp own own/ahead data/ahead data/ahead/recompute tensor",
     4: "floor hand:ddp/head hand:fsdp hand:fsdp/head hand:fsdp+tp hand:tp own-4 own-4/ahead data-4 data-4/ahead own-2x2 own-2x2/ahead "
     "data-tensor-2x2 data-tensor-2x2/ahead own-1x4 own-1x4/ahead tensor-1x4 tensor-1x4/ahead",
 }
@@ -282,10 +282,6 @@ def planned_step(plan: Plan, marks: Sequence[str], compile_options: dict[str, An
     built = build_skeleton(load_target(plan.model.target, plan.model.set))
     module = parallelize(built.module, built.args, built.kwargs, plan, mesh)
     initialize(module, 0)
-    collectives = local_forward(module).collectives
-    collectives.joins = "joined" in marks
-    if "one-queue" in marks:
-        collectives.names_beside = {}
     if "eager" not in marks:
         local_forward(module).compile(**compile_options)
     batch = shard_inputs(plan, mesh, dict(zip(("tokens", "labels"), built.args, strict=True)))

@@ -10,13 +10,12 @@ from autoplan.collectives.process_group import ProcessGroupCollectives
 from autoplan.placement import Mesh
 
 
-def together(kind: str, shapes: list[tuple[int, ...]], mesh: Mesh, axes: tuple[int, ...], joins: bool) -> tuple[list[Tensor], list[Tensor]]:
+def together(kind: str, shapes: list[tuple[int, ...]], mesh: Mesh, axes: tuple[int, ...]) -> tuple[list[Tensor], list[Tensor]]:
     """What one collective of tensors of `shapes` gives, and what one collective for each of them does.
 
     The tensors differ between ranks and hold whole numbers: sums are exact in any order.
     """
     group = ProcessGroupCollectives(mesh, [axes])
-    group.joins = joins
     seeds = (torch.Generator().manual_seed(17 * dist.get_rank() + k) for k in range(len(shapes)))
     tensors = [torch.randint(100, shape, generator=seed).float() for shape, seed in zip(shapes, seeds, strict=True)]
     before = [tensor.clone() for tensor in tensors]

@@ -1,8 +1,8 @@
 """How stored parameters become used ones: which of them travel together, and by which collectives. No torch.
 
 The parameters of one copy of a repeated block are one group. Their transitions run in rounds, the first steps of all,
-then the second: steps of one round that are the same collective over the same axes run as ONE collective of one flat
-buffer (a *bucket*). Gradients take their way back in the same manner, once all of the group are there.
+then the second: steps of one round that are the same collective over the same axes run as ONE collective (a *bucket*).
+Gradients take their way back in the same manner, once all of the group are there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GatherMember:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One step of several members, in one flat buffer where it is a collective that allows it."""
+    """One step of several members, together where it is a collective that allows it."""
 
     kind: Kind
     axes: tuple[int, ...]

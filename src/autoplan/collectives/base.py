@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from autoplan.placement import Mesh
 
@@ -54,10 +54,10 @@ class Collectives(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """What a collective makes, not to be touched before `wait`, and what is left to do then."""
+    """What a collective makes, not to be touched before `wait`: the results, or all of them flat in one where there are `shapes`."""
 
     results: list[Tensor]
-    finish: Callable[[list[Tensor]], list[Tensor]] | None = None
+    shapes: list[Size] | None = None
 
 
 def index_in_group(collectives: Collectives, axes: tuple[int, ...]) -> int:

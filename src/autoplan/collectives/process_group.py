@@ -10,7 +10,6 @@ import torch.distributed._functional_collectives  # registers the ops
 from torch import Tensor
 
 from autoplan.collectives.base import UnderWay
-from autoplan.collectives.joined import JOINED, joined_for_all_reduce
 from autoplan.placement import Mesh
 
 _ops = torch.ops._c10d_functional  # torch 2.13 renames the Python functions around them, the ops stay
@@ -19,33 +18,26 @@ _ops = torch.ops._c10d_functional  # torch 2.13 renames the Python functions aro
 class ProcessGroupCollectives:
     """One process's collectives. Every rank must be given the same `groups` of axes, since making a group is collective.
 
-    What is started to run beside compute has groups of its own over the axes in `beside`: with NCCL a second queue, before
-    whose kernels those that compute give way, and behind which no collective that compute waits for has to stand. Tensors
-    that are gathered or scattered together go as they lie, in one call; where `joins`, in one flat buffer.
+    Tensors that are gathered or scattered together go as they lie, in one call.
     """
 
-    def __init__(self, mesh: Mesh, groups: Iterable[tuple[int, ...]], beside: Iterable[tuple[int, ...]] = ()) -> None:
+    def __init__(self, mesh: Mesh, groups: Iterable[tuple[int, ...]]) -> None:
         assert mesh.size == dist.get_world_size()
         self.mesh = mesh
-        self.joins = False
         self.coordinate = mesh.coordinate(dist.get_rank())
         self.groups = {axes: _group(mesh, axes) for axes in sorted(set(groups))}
         self.names = {axes: group.group_name for axes, group in self.groups.items()}  # what the ops take
-        self.names_beside = {axes: _group(mesh, axes, beside=True).group_name for axes in sorted(set(beside))}
 
     @property
     def axes_of_group(self) -> dict[str, tuple[int, ...]]:
         """The mesh axes of each process group, by the name that the c10d ops carry."""
-        return {name: axes for names in (self.names, self.names_beside) for axes, name in names.items()}
+        return {name: axes for axes, name in self.names.items()}
 
     def start(self, kind: str, tensors: Sequence[Tensor], axes: tuple[int, ...]) -> UnderWay:
-        n, name = self.mesh.group_size(axes), self.names_beside.get(axes, self.names[axes])
+        n, name = self.mesh.group_size(axes), self.names[axes]
         if kind == "all-reduce":
-            flat, finish = joined_for_all_reduce(tensors)
-            return UnderWay([_ops.all_reduce_(flat, "sum", name)], finish)
-        if self.joins and len(tensors) > 1:
-            flat, finish = JOINED[kind](tensors, n)
-            return UnderWay([self._start_one(kind, flat, n, name)], finish)
+            copies = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            return UnderWay([_ops.all_reduce_(copies, "sum", name)], [tensor.shape for tensor in tensors])
         if len(tensors) == 1:
             return UnderWay([self._start_one(kind, tensors[0], n, name)])
         if kind == "all-gather":
@@ -60,7 +52,10 @@ class ProcessGroupCollectives:
 
     def wait(self, started: UnderWay) -> list[Tensor]:
         there = [_ops.wait_tensor(result) for result in started.results]
-        return there if started.finish is None else started.finish(there)
+        if started.shapes is None:
+            return there
+        parts = there[0].split([shape.numel() for shape in started.shapes])
+        return [part.view(shape) for part, shape in zip(parts, started.shapes, strict=True)]
 
     def all_gather(self, tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
         return _ops.wait_tensor(self._start_one("all-gather", tensor, self.mesh.group_size(axes), self.names[axes]))
@@ -80,35 +75,28 @@ class ProcessGroupCollectives:
         return _ops.wait_tensor(_ops.all_to_all_single(tensor, list(receive), list(send), self.names[axes]))
 
 
-_Key = tuple[tuple[int, ...], tuple[int, ...], bool]
-_groups: tuple[object, dict[_Key, dist.ProcessGroup]] = (None, {})  # of one world
+_groups: tuple[object, dict[tuple[tuple[int, ...], tuple[int, ...]], dist.ProcessGroup]] = (None, {})  # of one world
 
 
-def _group(mesh: Mesh, axes: tuple[int, ...], beside: bool = False) -> dist.ProcessGroup:
+def _group(mesh: Mesh, axes: tuple[int, ...]) -> dist.ProcessGroup:
     """The group over `axes`, made once: a group has threads (gloo) or buffers (NCCL) until the process ends."""
     global _groups
     if _groups[0] is not dist.group.WORLD:
         _groups = (dist.group.WORLD, {})
     made = _groups[1]
-    key = (mesh.shape, axes, beside and _uses_nccl())
-    if key not in made:
-        made[key] = _make_group(mesh, axes, key[2])
-    return made[key]
+    if (mesh.shape, axes) not in made:
+        made[mesh.shape, axes] = _make_group(mesh, axes)
+    return made[mesh.shape, axes]
 
 
-def _uses_nccl() -> bool:
-    return "nccl" in dist.get_backend_config()
-
-
-def _make_group(mesh: Mesh, axes: tuple[int, ...], beside: bool) -> dist.ProcessGroup:
+def _make_group(mesh: Mesh, axes: tuple[int, ...]) -> dist.ProcessGroup:
     """This rank's group over `axes`: the ranks that share its coordinates on all other axes, row-major."""
-    if len(axes) == mesh.ndim and not beside:
+    if len(axes) == mesh.ndim:
         return dist.group.WORLD  # type: ignore[return-value]  # set once the process group is initialised
     members: dict[tuple[int, ...], list[int]] = {}
     for rank, coordinate in enumerate(mesh.coordinates()):
         rest = tuple(index for axis, index in enumerate(coordinate) if axis not in axes)
         members.setdefault(rest, []).append(rank)
-    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True) if beside else None
-    mine, _ = dist.new_subgroups_by_enumeration(list(members.values()), pg_options=options)
+    mine, _ = dist.new_subgroups_by_enumeration(list(members.values()))
     assert mine is not None
     return mine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,7 +21,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from autoplan.assignment import Assignment
-from autoplan.assignment.gathers import GatherGroup
 from autoplan.collectives.process_group import ProcessGroupCollectives
 from autoplan.errors import PlanError, UsageError
 from autoplan.graph import graph_digest, input_leaves
@@ -83,9 +82,7 @@ def attach(module: nn.Module, prepared: Prepared, device_mesh: DeviceMesh, dtype
     signature = module.forward
     _place_parameters(module, prepared.assignment, device_mesh, device, dtype)
     _place_buffers(module, device)
-    local = LocalForward(
-        prepared, ProcessGroupCollectives(mesh, all_groups(mesh), gathered_over(prepared.groups)), device_mesh, device, signature
-    )
+    local = LocalForward(prepared, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, signature)
     cls = type(module)
     module.__class__ = type(f"Parallel{cls.__name__}", (_Parallel, cls), {"__module__": cls.__module__})
     module.__dict__["_autoplan"] = local
@@ -95,17 +92,6 @@ def attach(module: nn.Module, prepared: Prepared, device_mesh: DeviceMesh, dtype
 def all_groups(mesh: Mesh) -> list[tuple[int, ...]]:
     """Every set of axes over which a collective may run."""
     return [axes for count in range(1, mesh.ndim + 1) for axes in combinations(range(mesh.ndim), count)]
-
-
-def gathered_over(groups: Sequence[GatherGroup]) -> set[tuple[int, ...]]:
-    """The sets of axes over which parameters are gathered and their gradients reduced."""
-    return {
-        bucket.axes
-        for group in groups
-        for rounds in (group.forward, group.again, group.backward)
-        for bucket in rounds
-        if bucket.is_collective
-    }
 
 
 def mesh_device(device_mesh: DeviceMesh) -> torch.device:

@@ -1,8 +1,8 @@
 """Stored parameters become used ones: the gather groups of an assignment, run on local tensors.
 
-One call gathers a whole group, one autograd node brings its gradients back: each bucket (see `assignment.gathers`) is one
-collective of one flat buffer. Where the stored dtype is not the one that is used (fp32 masters of a bf16 model), parameters
-are cast before they travel, and gradients are cast back before they are reduced.
+One call gathers a whole group, one autograd node brings its gradients back: each bucket (see `assignment.gathers`) is one collective.
+Where the stored dtype is not the one that is used (fp32 masters of a bf16 model), parameters are cast before they travel, and
+gradients are cast back before they are reduced.
 
 A group that the plan gathers ahead (`prefetch`) is under way while others compute: `Ahead` issues its gather some pieces before its
 first reader, backward that of the groups before, and its gradients are reduced while backward goes on: `Late`, whose autograd
