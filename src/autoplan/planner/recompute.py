@@ -127,7 +127,7 @@ class _Cheapest(_Search):
             if self.left_s <= 0:
                 self._give_up(self.open[0].bound)
                 break
-            self._visit(heapq.heappop(self.open))
+            self._visit(self._next())
         if self.best is None and self.given_up is not None:
             raise OutOfTime(f"no plan found in {self.time_limit_s:g} s", next_step="raise --time-limit")
         return self._outcome()
@@ -147,6 +147,15 @@ class _Cheapest(_Search):
         if found.status != "optimal":
             self._give_up(found.bound)
         return None
+
+    def _next(self) -> _Open:
+        """The box with the least bound; of single numbers the most copies while no plan is known, since those fit most easily."""
+        if self.cost is not None or not self.open[0].single:
+            return heapq.heappop(self.open)
+        found = max(self.open, key=lambda open_: (open_.single, sum(open_.box.most), -open_.number))
+        self.open.remove(found)
+        heapq.heapify(self.open)
+        return found
 
     def _push(self, box: Box, bound: int, kept: Kept) -> None:
         heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), box, kept))
