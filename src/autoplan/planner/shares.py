@@ -70,6 +70,7 @@ class SharedBound:
         for _ in range(ROUNDS):
             models = [_among(_Relaxation(problem, self.shares).model(), alive) for problem in self.problems]
             prices = np.zeros(len(models[0].limits)) if prices is None else prices
+            assert len({len(model.limits) for model in models}) == 1, "prices are by row"
             magnitude = max(map(glance, models))
             engines = [engine(model, magnitude) for model in models]
             below = bound(
