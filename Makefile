@@ -27,7 +27,7 @@ demo: $(INSTALLED) ## Plan a small Llama on 2x2, show the plan, train it on 4 CP
 
 # Two files at a time: planning takes one core, and workers that talk to each other wait a lot.
 test: $(INSTALLED) ## Run the tests that need no GPU
-	$(BIN)/python -m pytest -m 'not gpu and not zoo' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu and not zoo' -n 2 --dist loadfile
 
 test-zoo: $(INSTALLED) ## Plan and verify a zoo of architectures; takes its time
 	$(BIN)/python -m pytest -m zoo --durations 10
