@@ -29,7 +29,7 @@ demo: $(INSTALLED) ## Plan a small Llama on 2x2, show the plan, train it on 4 CP
 test: $(INSTALLED) ## Run the tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not gpu and not zoo' -n 2 --dist loadfile
 
-test-zoo: $(INSTALLED) ## Plan and verify a zoo of architectures; takes its time
+test-zoo: $(INSTALLED) ## Plan and verify a zoo of architectures, and tests that take minutes
 	$(BIN)/python -m pytest -m zoo --durations 10
 
 test-all: $(INSTALLED) ## Run all tests

@@ -86,6 +86,7 @@ def test_the_bound_of_a_range_holds_for_each_number_in_it() -> None:
             assert all(bounds[s] <= best.cost + found.terms.rounding for bounds, s in zip(below.conditional, best.choice, strict=True))
 
 
+@pytest.mark.zoo  # a minute and a half: eight problems of tight memory
 def test_the_search_finds_the_best_number_of_many() -> None:
     found = start("llama", "2", _tight_gib("llama", "2"))
     limit = found.problem.limits[0] * found.problem.unit_bytes

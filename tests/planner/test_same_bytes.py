@@ -19,6 +19,7 @@ def digests(hash_seed: str, *core: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.zoo  # minutes on two busy cores
 def test_plans_are_the_same_on_one_core_and_on_all_and_under_any_hash_seed() -> None:
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     one = digests("0", *map(str, available[:1]))
