@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+BUG = 70  # the exit code of an error that is not the user's: EX_SOFTWARE of sysexits.h
+
 
 class AutoplanError(Exception):
     """A mistake of the user's input; `str(error)` is the whole message to print."""

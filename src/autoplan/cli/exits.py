@@ -12,11 +12,10 @@ from typing import Any
 import click
 
 from autoplan.cli.output import tell
-from autoplan.errors import AutoplanError
+from autoplan.errors import BUG, AutoplanError
 
 DIFFERS = 4
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-BUG = 70  # EX_SOFTWARE of sysexits.h
 PACKAGE = Path(__file__).parent.parent
 
 

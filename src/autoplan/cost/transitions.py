@@ -18,8 +18,7 @@ from autoplan.placement import Mesh, P, Partial, Placement, Placements, R, Repli
 from autoplan.redistribution import LOCAL_KINDS, Kind, Step
 
 Array = np.ndarray
-MOST_STEPS = 6  # of one redistribution; asserted
-BITS_OF_A_KIND = 10  # a way is packed into 63 bits; asserted
+MOST_STEPS = 8  # of one redistribution; asserted
 KINDS: tuple[Kind, ...] = ("slice", "reduce-scatter", "all-to-all", "pad", "all-reduce", "all-gather", "keep")  # those that shrink first
 SLICE, REDUCE_SCATTER, ALL_TO_ALL, PAD, ALL_REDUCE, ALL_GATHER, KEEP = range(len(KINDS))
 INWARD = (ALL_GATHER, PAD)  # the innermost axis first, all others outermost first
@@ -74,8 +73,7 @@ class TransitionTable:
             wanted[sources[:, None], targets[None, :]] = True
         sources, targets = np.nonzero(wanted)
         steps = _lower_all(list(self._numbers), sources, targets, self._steps)
-        packed = (steps << BITS_OF_A_KIND * np.arange(steps.shape[1])).sum(1)
-        _, examples, ways = np.unique(packed, return_index=True, return_inverse=True)
+        examples, ways = _distinct_rows(steps, len(self._steps.known))
         self._ways = steps[examples]
         self._collectives = self._steps.are_collectives()[self._ways].sum(-1)
         self._table = np.full(wanted.shape, -1, dtype=np.int64)
@@ -88,6 +86,22 @@ class TransitionTable:
             priced = [0.0, *(step_seconds(step, nbytes, self.mesh, self.hardware) for step in self._steps.known[1:])]
             self._prices[nbytes] = np.array(priced)[self._ways].sum(-1)
         return self._prices[nbytes]
+
+
+def _distinct_rows(rows: Array, below: int) -> tuple[Array, Array]:
+    """Where each distinct row occurs first, and by row which of these it is; the numbers are less than `below`.
+
+    Several numbers are packed into one, since comparing rows takes ten times as long.
+    """
+    at_a_time = max(1, 63 // below.bit_length())
+    while rows.shape[1] > 1:
+        groups = [rows[:, i : i + at_a_time] for i in range(0, rows.shape[1], at_a_time)]
+        packed = [(group << below.bit_length() * np.arange(group.shape[1])).sum(1) for group in groups]
+        numbered = [np.unique(column, return_inverse=True)[1].ravel() for column in packed]
+        rows, below = np.stack(numbered, axis=1), max(int(column.max(initial=0)) + 1 for column in numbered)
+        at_a_time = max(2, 63 // below.bit_length())
+    _, examples, distinct = np.unique(rows[:, 0], return_index=True, return_inverse=True)
+    return examples, distinct.ravel()
 
 
 class _StepKinds:
@@ -111,7 +125,6 @@ class _StepKinds:
         if packed not in self._numbers:
             axes = tuple(axis for axis in range(self.mesh.ndim) if packed >> (32 + axis) & 1)
             src, dst = (_EXAMPLES[packed >> shift & 15] for shift in (28, 24))
-            assert len(self.known) < 1 << BITS_OF_A_KIND
             self._numbers[packed] = len(self.known)
             self.known.append(Step(KINDS[(packed >> 40) - 1], axes, src, dst, packed & 0xFFFFFF))
         return self._numbers[packed]

@@ -2,7 +2,7 @@
 
 from autoplan.graph.blocks import BlockRun, NodeClasses, classes, find_blocks, foldable_prefixes
 from autoplan.graph.capture import capture
-from autoplan.graph.cast import cast_module
+from autoplan.graph.cast import COMPUTE_DTYPE, cast_module
 from autoplan.graph.digest import graph_digest, model_digest, model_signature
 from autoplan.graph.interpret import execute, on_device, run_graph, tensors_of
 from autoplan.graph.ir import Graph, Node, Parameter, Ref, Value, map_refs, refs
@@ -11,6 +11,7 @@ from autoplan.graph.show import format_graph
 from autoplan.graph.trees import input_leaves
 
 __all__ = [
+    "COMPUTE_DTYPE",
     "BlockRun",
     "Graph",
     "Node",

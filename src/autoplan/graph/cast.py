@@ -11,6 +11,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
+"""By `options.precision`."""
 
 
 def cast_module(

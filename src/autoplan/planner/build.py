@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -175,17 +175,14 @@ class _Builder:
 
     def _again(self, terms: ValueTerms, value: ProblemValue, times: int) -> ProblemValue:
         """The value once more, as those that run again read it: nothing but what it costs to bring it there."""
-        return ProblemValue(
+        return replace(
+            value,
             name=f"{terms.name} again",
-            producer=terms.producer,
-            made=terms.made,
             readers=tuple(terms.readers[position] for position in self._readers_again(terms)),
-            forward_class=terms.forward_class,
             forward=rounded(terms.again_s * times, self.terms.unit_s, down=self.down),
             backward=np.zeros_like(terms.backward),
             keepers=(),
             kept=self._nothing(len(terms.kept_bytes)),
-            free=value.free,
         )
 
     def _readers_again(self, terms: ValueTerms) -> list[int]:

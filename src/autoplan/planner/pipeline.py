@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from autoplan.assignment import Assignment, decode
 from autoplan.assignment.recompute import recomputed_segments
 from autoplan.cost.hardware import Hardware
 from autoplan.errors import FallbackError, join_problems
-from autoplan.graph import Graph, capture, cast_module, classes, find_blocks, foldable_prefixes
+from autoplan.graph import COMPUTE_DTYPE, Graph, capture, cast_module, classes, find_blocks, foldable_prefixes
 from autoplan.graph.segments import block_segments
 from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import Options, Plan, SolverInfo
@@ -32,7 +31,6 @@ from autoplan.planner.request import PlanRequest
 from autoplan.planner.terms import terms_of
 from autoplan.rules.registry import rule_of
 
-COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
 TIME_LIMIT_S = 60.0  # of the solver, where the request has none: a plan that is not proved by then says so
 
 
@@ -87,9 +85,7 @@ def plan_module(
 
 def capture_for(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> Graph:
     """The graph of `module` in the precision in which it will compute."""
-    twin, args, cast_kwargs = (
-        cast_module(module, args, kwargs, COMPUTE_DTYPE[options.precision]) if options.precision != "fp32" else (module, args, dict(kwargs))
-    )
+    twin, args, cast_kwargs = cast_module(module, args, kwargs, COMPUTE_DTYPE[options.precision])
     return capture(twin, args, cast_kwargs, mode=options.mode, keep_outputs=options.keep_outputs)  # type: ignore[arg-type]  # Options checks the mode
 
 

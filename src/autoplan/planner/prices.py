@@ -73,9 +73,10 @@ class Prices:
         """Of the repeated blocks."""
         return foldable_prefixes(find_blocks(self.graph))
 
-    def strategy_cost(self, node: Node, call: Call, strategy: Strategy) -> ComputeCost:
-        """What one op costs, forward and backward, with the collectives inside it."""
-        return strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated_operands(self.graph, node))
+    def strategy_costs(self, node: Node, call: Call, strategies: Sequence[Strategy]) -> list[ComputeCost]:
+        """What one op costs by each strategy, forward and backward, with the collectives inside it."""
+        accumulated = accumulated_operands(self.graph, node)
+        return [strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated) for strategy in strategies]
 
     def kept_by_op_bytes(self, call: Call, strategy: Strategy) -> int:
         """Bytes that an op keeps beside values of the graph: statistics and masks."""

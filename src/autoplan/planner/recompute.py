@@ -34,11 +34,12 @@ Kept = tuple[Array, ...]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The best plan: a problem with its numbers of recomputed copies fixed, and the solution of it.
+    """The best plan: the numbers of copies that recompute, the problem in which just these do, and the solution of it.
 
     The solution's bound holds for all numbers.
     """
 
+    numbers: Numbers
     built: Built
     solution: Solution
 
@@ -77,6 +78,7 @@ class _Search:
         self.deadline = perf_counter() + time_limit_s
         self.copies = Copies(start.terms)
         self.order = count()
+        self.limit = max(start.problem.limits)  # in memory units
         self._fixed: dict[Numbers, Built] = {}
 
     @property
@@ -110,6 +112,7 @@ class _Cheapest(_Search):
         self.on_progress = on_progress
         self.cost: int | None = None
         self.best: tuple[Numbers, tuple[int, ...]] | None = None
+        self.fallback: tuple[Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
         self.open: list[_Open] = []
         self.given_up: int | None = None  # the least bound of what time did not allow to finish
 
@@ -117,9 +120,9 @@ class _Cheapest(_Search):
         """Ample memory first, then box after box, the one with the least bound first."""
         root = self.root()
         if hint is not None:
-            self._meet(root.least, hint) or self._meet(root.most, hint)
+            any(self._meet(numbers, hint) for numbers in (root.least, root.most))  # where it fits with fewer copies, more cost more
         bound = self._ample(root)
-        if bound is not None:
+        if bound is not None and self._can_fit():
             everything = tuple(np.arange(len(node.costs)) for node in self.start.problem.nodes)
             for box in self.copies.pieces(root):
                 self._push(box, bound, everything)
@@ -128,6 +131,8 @@ class _Cheapest(_Search):
                 self._give_up(self.open[0].bound)
                 break
             self._visit(self._next())
+        if self.best is None and self.given_up is not None and self.fallback is not None:
+            self._meet(*self.fallback)
         if self.best is None and self.given_up is not None:
             raise OutOfTime(f"no plan found in {self.time_limit_s:g} s", next_step="raise --time-limit")
         return self._outcome()
@@ -147,6 +152,18 @@ class _Cheapest(_Search):
         if found.status != "optimal":
             self._give_up(found.bound)
         return None
+
+    def _can_fit(self) -> bool:
+        """Whether anything does, for all that is known: soon said, while how cheap a plan can be takes long to prove if there is none."""
+        try:
+            least = _Smallest(self.start, self.limit_bytes, self.left_s * FIRST_SHARE).run(enough=self.limit)
+        except OutOfTime:
+            return True
+        if least is None or least.solution.bound > self.limit:
+            return False
+        if least.solution.cost <= self.limit:
+            self.fallback = least.numbers, least.solution.choice
+        return True
 
     def _next(self) -> _Open:
         """The box with the least bound; of single numbers the most copies while no plan is known, since those fit most easily."""
@@ -203,7 +220,8 @@ class _Cheapest(_Search):
         found: Solution | NoneCheaper | None
         try:
             if self.cost is None:
-                found = solve(problem, self.left_s * share, on_progress=report)
+                hint = self._fitting(problem, self.left_s * share)
+                found = None if hint is None else solve(problem, self.left_s * share, hint=hint, on_progress=report)
             else:
                 found = solve(problem, self.left_s * share, cutoff=self.cost, on_progress=report)
         except OutOfTime:
@@ -216,6 +234,11 @@ class _Cheapest(_Search):
                 self.deadline = perf_counter()  # cut short, be it by the user
         bound = max(open_.bound, found.bound)
         return None if self._is_enough(bound) else self._give_up(bound)
+
+    def _fitting(self, problem: Problem, time_limit_s: float) -> tuple[int, ...] | None:
+        """Any choice within the limits, None where there is none: soon known, while how cheap a choice can be takes long to prove."""
+        least = smallest_memory(problem, time_limit_s, enough=self.limit)
+        return None if least is None or least.bound > self.limit else least.choice
 
     def _meet(self, numbers: Numbers, choice: Sequence[int]) -> bool:
         """Whether a choice fits with just so many copies; remembered if it is the best."""
@@ -249,7 +272,7 @@ class _Cheapest(_Search):
         numbers, choice = self.best
         bound = self.cost if self.given_up is None else min(self.cost, self.given_up)
         status = "optimal" if self.cost - bound < self.start.problem.tie else "feasible"
-        return Outcome(self.fixed(numbers), Solution(choice, self.cost, bound, status))
+        return Outcome(numbers, self.fixed(numbers), Solution(choice, self.cost, bound, status))
 
 
 def _full(choice: Sequence[int], kept: Kept) -> tuple[int, ...]:
@@ -268,22 +291,28 @@ def smallest(start: Built, limit_bytes: int, time_limit_s: float) -> Outcome | N
 class _Smallest(_Search):
     """All boxes halved, each bounded by the problem of its least terms."""
 
-    def run(self) -> Outcome | None:
-        """Few and many copies first, since one of both is best most of the time."""
+    def run(self, enough: int | None = None) -> Outcome | None:
+        """Many and few copies first, since one of both is best most of the time.
+
+        The search ends as soon as the least is known to be at most `enough`, or above.
+        """
         root = self.root()
-        ends = dict.fromkeys((root.least, root.most))
+        ends = dict.fromkeys((root.most, root.least))
         boxes = [(0, next(self.order), Box(numbers, numbers)) for numbers in ends]
         boxes += [(0, next(self.order), box) for box in self.copies.pieces(root) if box.least not in ends or not box.is_one]
         best: Outcome | None = None
         proved: list[int] = []  # about the boxes that are not to be looked at again
         while boxes and (best is None or boxes[0][0] < best.solution.cost):
+            if enough is not None and not boxes[0][0] <= enough < (UNLIMITED if best is None else best.solution.cost):
+                proved.append(boxes[0][0])
+                break
             bound, _, box = heapq.heappop(boxes)
             if best is not None and self.left_s <= 0:
                 proved.append(bound)
                 break
             built = self.fixed(box.least) if box.is_one else self.below(box)
             try:
-                solution = smallest_memory(built.problem, max(1.0, self.left_s / (3 if best is None else 2)))
+                solution = smallest_memory(built.problem, max(1.0, self.left_s / (3 if best is None else 2)), enough=enough)
             except OutOfTime:
                 proved.append(bound)
                 continue
@@ -296,10 +325,10 @@ class _Smallest(_Search):
                 continue
             proved.append(bound)
             if box.is_one and (best is None or solution.cost < best.solution.cost):
-                best = Outcome(built, solution)
+                best = Outcome(box.least, built, solution)
         if best is None and proved:
             raise OutOfTime(f"no plan found in {self.time_limit_s:g} s")
         if best is None:
             return None
         bound = min([best.solution.cost, *proved])
-        return Outcome(best.built, replace(best.solution, bound=bound, status="optimal" if best.solution.cost <= bound else "feasible"))
+        return replace(best, solution=replace(best.solution, bound=bound, status="optimal" if best.solution.cost <= bound else "feasible"))

@@ -75,12 +75,13 @@ def _over(model: Model, below: Bound) -> Bound:
     return Bound(below.value, (*below.conditional, *added), below.prices)
 
 
-def smallest_memory(problem: Problem, time_limit_s: float | None = None) -> Solution | None:
+def smallest_memory(problem: Problem, time_limit_s: float | None = None, *, enough: int | None = None) -> Solution | None:
     """The choice whose greatest row of memory is least; its `cost` and `bound` are in memory units. None: nothing is possible.
 
+    Where it only matters whether so much is `enough`, the search ends as soon as the cost is at most that, or the bound above it.
     Raises OutOfTime when the time limit passes before any choice is found.
     """
-    result = minimise_peak(model_of(problem), _deadline(time_limit_s))
+    result = minimise_peak(model_of(problem), _deadline(time_limit_s), enough)
     if result is None:
         return None
     if result.choice is None:

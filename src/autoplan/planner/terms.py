@@ -149,7 +149,7 @@ class _Pricer:
     def _op(self, c: int) -> OpTerms:
         members, call, strategies = self.classes.node_members[c], self.candidates.calls[c], self.candidates.strategies[c]
         node = self.graph.nodes[members[0]]
-        costs = [self.prices.strategy_cost(node, call, s) for s in strategies]
+        costs = self.prices.strategy_costs(node, call, strategies)
         made = []
         for j, value in enumerate(node.outputs):
             nbytes = np.array([self.prices.made_bytes(value, s.makes[j]) for s in strategies])

@@ -17,7 +17,7 @@ from autoplan.assignment.encode import named
 from autoplan.assignment.gathers import GatherGroup, gather_groups
 from autoplan.assignment.recompute import recomputed_segments
 from autoplan.errors import PlanError, join_problems
-from autoplan.graph import Graph, capture, cast_module, find_blocks, foldable_prefixes, graph_digest, model_digest
+from autoplan.graph import COMPUTE_DTYPE, Graph, capture, cast_module, find_blocks, foldable_prefixes, graph_digest, model_digest
 from autoplan.graph.ir import Ref, map_refs
 from autoplan.graph.segments import Segment, find_segments
 from autoplan.plan.dump import dump_plan
@@ -25,7 +25,6 @@ from autoplan.plan.match import match_params
 from autoplan.plan.patterns import match
 from autoplan.plan.schema import GatherLine, Plan
 
-COMPUTE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.bfloat16}
 STORED_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-master": torch.float32}
 
 Rewrite = Callable[[Graph], Graph]

@@ -24,14 +24,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from autoplan.errors import AutoplanError, LostRank
+from autoplan.errors import BUG, AutoplanError, LostRank
 from autoplan.runtime.lines import Lines
 
 SETTLE_S = 0.5  # from the first sign to the message: of what happens at once, the cause must have been heard
 PATIENCE_S = 10.0  # that a rank waits for rank 0 to speak for it
 CONNECT_S = 30.0
 RETRY_S = 0.2
-OWN_BUG = 70
 TOLD = (signal.SIGTERM, signal.SIGINT)  # by torchrun, or by who started the run
 _ADDRESS = "autoplan/watch"
 _SAID = "autoplan/said"
@@ -54,7 +53,7 @@ class Sign:
         whose = f"rank {rank}: " if rank else ""
         if isinstance(error, AutoplanError):
             return cls("error", rank, f"error: {whose}{error}", error.exit_code)
-        return cls("traceback", rank, whose + "".join(traceback.format_exception(error)).rstrip(), OWN_BUG)
+        return cls("traceback", rank, whose + "".join(traceback.format_exception(error)).rstrip(), BUG)
 
     @classmethod
     def of_loss(cls, rank: int, world: int, host: str) -> Sign:

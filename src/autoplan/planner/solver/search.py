@@ -133,8 +133,8 @@ class _Search:
         for slack in (*BANDS, None):
             if self.best.below is not None and self.best.below - self.proved <= (0 if self.best.cost is None else self.gap):
                 break
-            guess = slack is not None and not (outer and self._is_near())
-            threshold = self.proved + max(1, int(slack * abs(self.proved))) if guess and slack is not None else UNLIMITED
+            guess = None if outer and self._is_near() else slack
+            threshold = UNLIMITED if guess is None else self.proved + max(1, int(guess * abs(self.proved)))
             if self.best.cost is not None:
                 threshold = min(threshold, self.best.cost)
             if self.cutoff is not None:
@@ -270,8 +270,11 @@ def _cheapest_within(
     return replace(found, choice=best.choice)
 
 
-def minimise_peak(model: Model, deadline: float | None) -> Result | None:
-    """The choice whose greatest row is least, whatever it costs; None where every choice is forbidden. Its cost is that row."""
+def minimise_peak(model: Model, deadline: float | None, enough: int | None = None) -> Result | None:
+    """The choice whose greatest row is least, whatever it costs; None where every choice is forbidden. Its cost is that row.
+
+    The search ends as soon as that row is known to be at most `enough`, or above.
+    """
     top = int(model.most_used().max(initial=0))
     free = replace(
         model,
@@ -295,7 +298,12 @@ def minimise_peak(model: Model, deadline: float | None) -> Result | None:
     below = bound(engine_for(reduced, top), np.full(rows, 1 / rows), meet, deadline, simplex=True)
     proved, finished = below.value, True
     slacks = iter(BANDS)
-    while finished and (best.cost is None or proved < best.cost):
+
+    def is_settled() -> bool:
+        at_most = inf if best.cost is None else best.cost
+        return proved >= at_most or (enough is not None and not proved + top <= enough < at_most + top)
+
+    while finished and not is_settled():
         threshold = min(proved + int(next(slacks, 1.0) * (top + proved)), best.cost - 1 if best.cost is not None else 0)
         found = _smallest_within(reduced, below, threshold, deadline)
         finished = found.finished
