@@ -74,7 +74,7 @@ def test_every_problem_of_a_profile_is_told_with_its_line(tmp_path: Path) -> Non
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     text = "\n".join(lines)
     text = text.replace("gpus_per_node: 64 ", "gpus_per_node: many ").replace("launch_s: 3.0e-6", "launch_s: -1")
-    text = text.replace("    half_tile: 0.0\n", "").replace("network:", "netwerk:")
+    text = text.replace("    half_tile: 0.0\n", "").replace("network:", "netwerk:") + "\noverlap:\n  hides: 1.5\n"
     path.write_text(text)
     with pytest.raises(HardwareError) as error:
         load_hardware(path)
@@ -83,6 +83,7 @@ def test_every_problem_of_a_profile_is_told_with_its_line(tmp_path: Path) -> Non
     assert "compute.launch_s: -1 is not a number of at least 0" in message
     assert "compute.matmul.half_tile: missing" in message
     assert "netwerk: unknown" in message
+    assert "overlap.hides: is a part: at most 1" in message
     assert "network: missing" in message
 
 

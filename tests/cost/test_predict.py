@@ -13,9 +13,10 @@ from cost_truth import EAGER_STEPS
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup, gather_groups
 from autoplan.cost.hardware import load_hardware
-from autoplan.cost.predict import Prediction, fallback_seconds, predict, prediction
+from autoplan.cost.predict import Prediction, fallback_seconds, gathered_bytes, parameter_seconds, predict, prediction
 from autoplan.cost.primitives import (
     accumulated_operands,
+    node_seconds,
     parameter_backward_seconds,
     parameter_forward_seconds,
     parameter_state,
@@ -163,3 +164,39 @@ def test_on_free_links_only_computing_counts() -> None:
     assignment = data_parallel(llama_graph(), parse_mesh("4"), sharded=False)
     found = prediction(assignment, groups_of(assignment), load_hardware("test-free-links"), BF16)
     assert found.exposed_s < 0.01 * found.compute_s
+
+
+def test_a_part_of_what_travels_ahead_is_hidden_but_no_more_than_blocks_compute() -> None:
+    assignment = data_parallel(llama_graph(), parse_mesh("4"), sharded=True)
+    blocks = foldable_prefixes(find_blocks(assignment.graph))
+    waiting, ahead = (gather_groups(assignment, blocks, prefetch=prefetch) for prefetch in (0, 1))
+    assert {group.prefetch for group in ahead if group.kind == "block"} == {1} and {group.kind for group in ahead} == {"block", "parameter"}
+    of_blocks = parameter_seconds(assignment, [group for group in ahead if group.kind == "block"], H200, BF16)
+    plain = prediction(assignment, waiting, H200, BF16)
+    assert plain.hidden_s == 0
+    computing = blocks_computing(assignment)
+    slow = replace(H200.node_link, latency_s=(1.0, 1.0), measured={})
+    for hides in (0.0, 0.5, 1.0):
+        found = prediction(assignment, ahead, replace(H200, hides=hides, digest=f"{hides}"), BF16)
+        assert found.hidden_s == pytest.approx(hides * of_blocks)
+        assert found.exposed_s + found.hidden_s == pytest.approx(plain.exposed_s)
+        assert found.compute_s == plain.compute_s
+        waits = prediction(assignment, ahead, replace(H200, hides=hides, node_link=slow, digest=f"slow {hides}"), BF16)
+        assert waits.hidden_s == pytest.approx(computing if hides else 0.0)
+
+
+def blocks_computing(assignment: Assignment) -> float:
+    costs = [
+        node_seconds(assignment.graph, n, s, assignment.mesh, H200)
+        for n, s in zip(assignment.graph.nodes, assignment.strategies, strict=True)
+    ]
+    in_blocks = [cost for node, cost in zip(assignment.graph.nodes, costs, strict=True) if node.address.startswith("layers.")]
+    return sum(cost.forward_s + cost.backward_s for cost in in_blocks)
+
+
+def test_one_block_more_is_in_memory_where_it_travels_ahead() -> None:
+    assignment = data_parallel(llama_graph(), parse_mesh("4"), sharded=True)
+    waiting, ahead = (gather_groups(assignment, {"layers"}, prefetch=prefetch) for prefetch in (0, 1))
+    of_block = sum(assignment.graph.values[p.value].bytes for p in assignment.graph.parameters if p.fqn.startswith("layers.0."))
+    parameters_and_gradients = 2 * of_block
+    assert gathered_bytes(assignment, ahead, BF16) == gathered_bytes(assignment, waiting, BF16) + parameters_and_gradients

@@ -54,6 +54,18 @@ def request(mesh: str = "2x2", hardware: str = "cpu-gloo", memory_gib: float | N
     return PlanRequest(parse_mesh(mesh), load_hardware(hardware), Options(precision="fp32", memory_gib=memory_gib), **wanted)
 
 
+def overlapping(mesh: str = "2x2", *, hides: float = 0.5, link: float = 1.0, **wanted: Any) -> PlanRequest:
+    """A request for a machine that hides so much of what travels beside computing, on links so many times as fast."""
+    plain = request(mesh, **wanted)
+    links = plain.hardware.node_link
+    faster = replace(
+        links,
+        latency_s=tuple(seconds / link for seconds in links.latency_s),
+        bytes_per_s={kind: speed * link for kind, speed in links.bytes_per_s.items()},
+    )
+    return replace(plain, hardware=replace(plain.hardware, hides=hides, node_link=faster, digest=f"{hides} {link}"))
+
+
 def planned(module: Module, wanted: PlanRequest) -> Plan:
     return plan_module(*module, wanted).plan
 

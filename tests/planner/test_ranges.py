@@ -90,7 +90,7 @@ def test_the_bound_of_a_range_holds_for_each_number_in_it() -> None:
 def test_the_search_finds_the_best_number_of_many() -> None:
     found = start("llama", "2", _tight_gib("llama", "2"))
     limit = found.problem.limits[0] * found.problem.unit_bytes
-    outcome = cheapest(found, limit, 120.0)
+    outcome = cheapest([found], limit, 120.0)
     assert outcome is not None and outcome.solution.status == "optimal"
     segments = found.terms.prices.segments
     each = [solve(build_problem(found.terms, limit, segments[:n]).problem, 60.0) for n in range(LAYERS + 1)]

@@ -129,7 +129,7 @@ def tight_gib(share: float) -> float:
 def test_the_search_finds_the_best_number(share: float) -> None:
     found, prices = start(tight_gib(share))
     limit = int(tight_gib(share) * 2**30)
-    outcome = cheapest(found, limit, 120.0)
+    outcome = cheapest([found], limit, 120.0)
     assert outcome is not None and outcome.solution.status == "optimal"
     each = [
         solution for first in range(LAYERS + 1) if (solution := solve(build_problem(found.terms, limit, prices.segments[:first]).problem))

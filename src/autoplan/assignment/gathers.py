@@ -62,7 +62,7 @@ class GatherGroup:
 
     `again` is what backward runs to gather once more what forward has dropped: `forward`, without members that no
     backward needs unless a recomputed segment reads them; empty unless `regather`. `prefetch` is how many pieces of the program
-    ahead of its readers it is issued; gradients are then reduced while backward goes on.
+    ahead of its readers it is issued; gradients are then reduced while backward goes on. Only blocks are.
     """
 
     name: str
@@ -72,7 +72,7 @@ class GatherGroup:
     backward: tuple[Bucket, ...]
     again: tuple[Bucket, ...]
     regather: bool
-    prefetch: int = 0
+    prefetch: int
 
 
 Regather = Callable[[str], bool]
@@ -85,13 +85,18 @@ def regather_blocks(name: str, kind: str) -> bool:
 
 
 def gather_groups(
-    assignment: Assignment, blocks: Collection[str], regather: Regather | None = None, recomputed: Collection[Segment] = ()
+    assignment: Assignment,
+    blocks: Collection[str],
+    regather: Regather | None = None,
+    recomputed: Collection[Segment] = (),
+    prefetch: int = 0,
 ) -> tuple[GatherGroup, ...]:
     """All groups of parameters whose store and use differ, in the order of their first parameters.
 
     `blocks` are the prefixes of repeated blocks ("layers"). A parameter that is needed in one state joins its block's
     group; one needed in several, or outside of blocks, is a group of its own. A group that only one of the `recomputed`
-    segments reads is gathered again whole, where it is dropped.
+    segments reads is gathered again whole, where it is dropped. Blocks whose parameters or gradients travel do so `prefetch`
+    pieces ahead.
     """
     grouped: dict[tuple[str, str], list[GatherMember]] = {}
     for parameter in assignment.graph.parameters:
@@ -102,7 +107,7 @@ def gather_groups(
         key = (parameter.fqn, "parameter") if block is None else (block, "block")
         grouped.setdefault(key, []).extend(members)
     return tuple(
-        _group(name, kind, tuple(members), regather, reads_all(assignment, recomputed, [member.value for member in members]))
+        _group(name, kind, tuple(members), regather, reads_all(assignment, recomputed, [member.value for member in members]), prefetch)
         for (name, kind), members in grouped.items()
     )
 
@@ -122,13 +127,16 @@ def _members(assignment: Assignment, fqn: str, value: int) -> list[GatherMember]
     return members
 
 
-def _group(name: str, kind: str, members: tuple[GatherMember, ...], regather: Regather | None, recomputed: bool) -> GatherGroup:
+def _group(
+    name: str, kind: str, members: tuple[GatherMember, ...], regather: Regather | None, recomputed: bool, prefetch: int
+) -> GatherGroup:
     forward = buckets(members, [member.forward for member in members])
     again = buckets(members, [member.forward if member.saved or recomputed else () for member in members])
     wanted = regather_blocks(name, kind) if regather is None else regather(name)
     drops = wanted and bool(collectives(again))  # type: ignore[arg-type]  # a bucket is named like a step
     backward = buckets(members, [member.backward for member in members])
-    return GatherGroup(name, kind, members, forward, backward, again if drops else (), drops)
+    travels = kind == "block" and bool(collectives((*forward, *backward)))  # type: ignore[arg-type]
+    return GatherGroup(name, kind, members, forward, backward, again if drops else (), drops, prefetch if travels else 0)
 
 
 def buckets(members: Sequence[GatherMember], steps: Sequence[tuple[Step, ...]]) -> tuple[Bucket, ...]:

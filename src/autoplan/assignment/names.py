@@ -44,6 +44,11 @@ def block_of(name: str, prefixes: Collection[str]) -> str | None:
     return None
 
 
+def kind_of_block(block: str) -> str:
+    """`layers` for `layers.3`: the prefix of all copies."""
+    return block.rpartition(".")[0]
+
+
 def _in_block(name: str, prefixes: Collection[str]) -> bool:
     return block_of(name, prefixes) is not None
 

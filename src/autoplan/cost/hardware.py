@@ -86,7 +86,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine of equal devices, `gpus_per_node` to a node. `digest` names the content of its profile, comments aside."""
+    """A machine of equal devices, `gpus_per_node` to a node. `digest` names the content of its profile, comments aside.
+
+    `hides` is the part of a collective's time that computing beside it gains: 0 where nothing does, less than 1 as far as both
+    take turns on cores and memory.
+    """
 
     name: str
     device: str
@@ -96,6 +100,7 @@ class Hardware:
     node_link: NodeLink
     network: Network
     host: Host
+    hides: float = 0.0
     digest: str = field(default="")
 
     def __hash__(self) -> int:
@@ -141,7 +146,18 @@ def _parse(path: Path) -> Hardware:
 
 
 def _hardware(path: Path, top: Section, problems: Problems) -> Hardware | None:
-    top.allow("autoplan_hardware", "device", "memory_gib", "gpus_per_node", "compute", "node_link", "network", "host")
+    top.allow(
+        "autoplan_hardware",
+        "device",
+        "memory_gib",
+        "gpus_per_node",
+        "compute",
+        "node_link",
+        "network",
+        "host",
+        "overlap",
+        optional=("overlap",),
+    )
     if top.integer("autoplan_hardware") not in (1, None):
         problems.add("autoplan_hardware", "only version 1 is known", top)
     device = top.text("device")
@@ -155,12 +171,21 @@ def _hardware(path: Path, top: Section, problems: Problems) -> Hardware | None:
     numbers = (
         Network(network.number("latency_s", zero=True), network.number("bytes_per_s", infinite=True)),
         Host(host.number("op_s", zero=True), host.number("redistribution_s", zero=True)),
+        _hides(top.section("overlap")) if "overlap" in top.names() else 0.0,
     )
     if problems:
         return None
     digest = "sha256:" + hashlib.sha256(json.dumps(top.plain(), sort_keys=True).encode()).hexdigest()
     assert gpus_per_node is not None
     return Hardware(path.stem, device, int(memory_gib * GIB), gpus_per_node, compute, link, *numbers, digest)
+
+
+def _hides(section: Section) -> float:
+    section.allow("hides")
+    hides = section.number("hides", zero=True)
+    if hides > 1:
+        section.problems.add("hides", "is a part: at most 1", section)
+    return hides
 
 
 def _compute(section: Section) -> Compute:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import Bucket, GatherGroup, GatherMember
+from autoplan.assignment.names import block_of, kind_of_block
 from autoplan.assignment.recompute import nodes_again
 from autoplan.assignment.redistributions import redistributions, redistributions_of
 from autoplan.cost.communication import collective_seconds, step_seconds, steps_seconds
@@ -19,6 +20,7 @@ from autoplan.cost.memory import ParameterBytes
 from autoplan.cost.moments import Moment, moments
 from autoplan.cost.primitives import extra_saved_bytes, node_seconds, node_transient_bytes, parameter_state, trains, used_copy_bytes
 from autoplan.cost.savings import Savings, kept_bytes, local_bytes
+from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.ir import Graph, Node
 from autoplan.graph.segments import Segment, redistributed_inside
 from autoplan.placement import Mesh, forward_of
@@ -47,7 +49,7 @@ class Memory:
 class Prediction:
     """One step on one device: seconds by what takes them, and memory at its peak.
 
-    `host_s` is the time in which the device waits for the host. Nothing is hidden yet.
+    `host_s` is the time in which the device waits for the host.
     """
 
     compute_s: float = 0.0
@@ -106,10 +108,12 @@ def prediction(
 
     Of the graph's `segments` the `recomputed` run their forward once more in backward; `groups` must have been made for these.
     """
-    compute_s, inside_s = _compute_seconds(assignment, hardware)
+    costs = _node_costs(assignment, hardware)
+    compute_s = sum(cost.forward_s + cost.backward_s for cost in costs)
     recompute_s, moved_again_s = recompute_seconds(assignment, hardware, recomputed)
-    exposed_s = inside_s + activation_seconds(assignment, hardware) + parameter_seconds(assignment, groups, hardware, options)
-    exposed_s += moved_again_s
+    moved_s = activation_seconds(assignment, hardware) + moved_again_s + parameter_seconds(assignment, groups, hardware, options)
+    hidden_s = hidden_seconds(assignment, groups, hardware, options, costs, recomputed)
+    exposed_s = sum(cost.inside_s for cost in costs) + moved_s - hidden_s
     optimizer_s = sum(optimizer for _, optimizer in _parameter_states(assignment, hardware, options))
     host_s = host_seconds(assignment, groups, hardware, recomputed)
     return Prediction(
@@ -118,18 +122,15 @@ def prediction(
         optimizer_s=optimizer_s,
         host_s=max(0.0, host_s - (compute_s + recompute_s + exposed_s + optimizer_s)),
         exposed_s=exposed_s,
+        hidden_s=hidden_s,
         memory=peak_moment(assignment, groups, hardware, options, segments, recomputed)[1],
     )
 
 
-def _compute_seconds(assignment: Assignment, hardware: Hardware) -> tuple[float, float]:
-    """Seconds of computing, and of the collectives inside ops."""
-    compute_s = inside_s = 0.0
-    for node, strategy in zip(assignment.graph.nodes, assignment.strategies, strict=True):
-        cost = node_seconds(assignment.graph, node, strategy, assignment.mesh, hardware)
-        compute_s += cost.forward_s + cost.backward_s
-        inside_s += cost.inside_s
-    return compute_s, inside_s
+def _node_costs(assignment: Assignment, hardware: Hardware) -> list[ComputeCost]:
+    graph, mesh = assignment.graph, assignment.mesh
+    pairs = zip(graph.nodes, assignment.strategies, strict=True)
+    return [node_seconds(graph, node, strategy, mesh, hardware) for node, strategy in pairs]
 
 
 def recompute_seconds(assignment: Assignment, hardware: Hardware, recomputed: Sequence[Segment]) -> tuple[float, float]:
@@ -163,6 +164,34 @@ def parameter_seconds(assignment: Assignment, groups: Sequence[GatherGroup], har
         for buckets, factor in ((group.forward, 1), (group.again if trains(options) else (), 1), (group.backward, wide)):
             seconds += sum(_bucket_seconds(bucket, group.members, factor, graph, mesh, hardware) for bucket in buckets)
     return seconds
+
+
+def hidden_seconds(
+    assignment: Assignment,
+    groups: Sequence[GatherGroup],
+    hardware: Hardware,
+    options: Options,
+    costs: Sequence[ComputeCost],
+    recomputed: Sequence[Segment] = (),
+) -> float:
+    """Seconds in which parameters and gradients of blocks travel while blocks compute, and nobody waits for them.
+
+    Of what travels ahead (`prefetch`) a part is gained (`hardware.hides`), as long as blocks of the kind compute: what is left
+    of each kind is max((1 - hides) communication, communication - compute). `costs` are those of the nodes.
+    """
+    graph = assignment.graph
+    traveling: dict[str, list[GatherGroup]] = {}
+    for group in groups:
+        if group.prefetch:
+            traveling.setdefault(kind_of_block(group.name), []).append(group)
+    computing: dict[str, float] = dict.fromkeys(traveling, 0.0)
+    again = {node for segment in recomputed for node in nodes_again(graph, segment)} if traveling else set()
+    for node, cost in zip(graph.nodes, costs, strict=True) if traveling else ():
+        block = block_of(node.address, traveling)
+        if block is not None:
+            computing[kind_of_block(block)] += cost.forward_s * (1 + (node.id in again)) + cost.backward_s
+    moving = {kind: parameter_seconds(assignment, found, hardware, options) for kind, found in traveling.items()}
+    return sum(min(hardware.hides * moving[kind], computing[kind]) for kind in traveling)
 
 
 def _bucket_seconds(bucket: Bucket, members: Sequence[GatherMember], factor: int, graph: Graph, mesh: Mesh, hardware: Hardware) -> float:
@@ -263,6 +292,7 @@ def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], option
     """Bytes of parameters as they are used: those kept for backward, and the largest group in flight with its gradients.
 
     At a later moment of the backward those that are still to be read; while a segment is at work, the group in flight is its own.
+    With it are there as many more as are gathered ahead, and the gradients of one that are being reduced, taken to be of its size.
     """
     graph = assignment.graph
     moment = moment or Moment(len(graph.nodes), ())
@@ -279,7 +309,7 @@ def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], option
     to_come = [any(moment.is_to_come(graph, member.value) for member in group.members) for group in groups]
     kept = sum(saved for group, (_, saved, _), later in zip(groups, sizes, to_come, strict=True) if later and not group.regather)
     flying = [
-        gradients + (used if group.regather else 0)
+        gradients * (1 + min(group.prefetch, 1)) + used * (1 + group.prefetch if group.regather else 0)
         for group, (used, _, gradients) in zip(groups, sizes, strict=True)
         if moment.at_work is None or group.name == moment.at_work.name
     ]

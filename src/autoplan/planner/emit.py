@@ -43,12 +43,19 @@ def _hardware(request: PlanRequest) -> HardwareInfo:
     return HardwareInfo(request.hardware.name, request.hardware.digest, per_host if request.mesh.size > per_host else None)
 
 
-def emit(assignment: Assignment, facts: ModelFacts, request: PlanRequest, solver: SolverInfo, recomputed: Sequence[Segment] = ()) -> Plan:
-    """The plan that decides `assignment` and recomputes some segments, with its predictions on the request's hardware."""
+def emit(
+    assignment: Assignment,
+    facts: ModelFacts,
+    request: PlanRequest,
+    solver: SolverInfo,
+    recomputed: Sequence[Segment] = (),
+    prefetch: int = 0,
+) -> Plan:
+    """The plan that decides `assignment`, recomputes some segments and gathers blocks so many pieces ahead, with its predictions."""
     graph = assignment.graph
     prefixes = foldable_prefixes(find_blocks(graph))
     segments = find_segments(graph, prefixes)
-    groups = gather_groups(assignment, prefixes, recomputed=recomputed)
+    groups = gather_groups(assignment, prefixes, recomputed=recomputed, prefetch=prefetch)
     decisions = encode(assignment, groups, prefixes)
     return Plan(
         model=_model(graph, facts),

@@ -22,10 +22,11 @@ from autoplan.planner.build import Built, build_problem
 from autoplan.planner.candidates import enumerate_candidates
 from autoplan.planner.emit import ModelFacts, emit
 from autoplan.planner.infeasible import nothing_fits
+from autoplan.planner.overlap import cheapest_overlapped
 from autoplan.planner.pins import apply_pins
 from autoplan.planner.prices import Prices
 from autoplan.planner.problem import Solution
-from autoplan.planner.recompute import Outcome, cheapest
+from autoplan.planner.recompute import Outcome
 from autoplan.planner.remedies import remedies
 from autoplan.planner.request import PlanRequest
 from autoplan.planner.terms import terms_of
@@ -79,7 +80,7 @@ def plan_module(
             raise nothing_fits(built, request.limit_bytes, options)
     facts = ModelFacts.of(module, request.target, request.settings, request.rules)
     assignment = found.built.assignment(found.solution.choice)
-    plan = emit(assignment, facts, request, solver_info(found.solution, request), found.built.recomputed)
+    plan = emit(assignment, facts, request, solver_info(found.solution, request), found.built.recomputed, found.built.terms.prefetch)
     return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies)
 
 
@@ -111,7 +112,7 @@ def _solve(built: Built, request: PlanRequest, progress: Progress | None) -> Out
     unit_ms = built.problem.unit_s * 1e3
     report = (lambda cost, bound: progress.incumbent(cost * unit_ms, bound * unit_ms)) if progress else None
     hint = base_choice(built, request.base) if request.base is not None else None
-    return cheapest(built, request.limit_bytes, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
+    return cheapest_overlapped(built, request.limit_bytes, request.time_limit_s or TIME_LIMIT_S, hint=hint, on_progress=report)
 
 
 def base_choice(built: Built, base: Plan) -> tuple[int, ...] | None:
@@ -140,7 +141,8 @@ def recost(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping
 def plan_of_assignment(assignment: Assignment, like: Plan, hardware: Hardware, facts: ModelFacts) -> Plan:
     """A plan that decides `assignment`, for the same mesh and options as `like`, recomputing the same blocks."""
     request = PlanRequest(like.mesh, hardware, like.options, facts.target, facts.settings, pins=like.pins)
-    return emit(assignment, facts, request, like.solver, recomputed_segments(like, block_segments(assignment.graph)))
+    prefetch = max((line.prefetch for line in like.gather.values()), default=0)
+    return emit(assignment, facts, request, like.solver, recomputed_segments(like, block_segments(assignment.graph)), prefetch)
 
 
 class _Clock:

@@ -150,6 +150,13 @@ def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:
     return Evaluation(cost, tuple(memory))
 
 
+def cost_of(problem: Problem, choice: Sequence[int]) -> int:
+    """What a choice costs that uses no forbidden transition."""
+    cost = evaluate(problem, choice).cost
+    assert cost is not None
+    return cost
+
+
 def kept_classes(value: ProblemValue, choice: Sequence[int]) -> frozenset[int]:
     """The forward classes in which a value keeps a copy of its own."""
     states = (value.readers[keeper].needs[choice[value.readers[keeper].node]] for keeper in value.keepers)

@@ -4,6 +4,8 @@ With the numbers fixed the problem is linear, and solved. Where memory is ample 
 fits with nothing recomputed. Else a range of numbers is bounded by its two ends: every amount changes evenly from one to
 the other, so what is proved of both under the same prices of memory holds in between (`solver.either`). What is proved also
 says which strategies a better plan may still use, so that ranges get smaller in two ways, until single numbers are solved.
+
+There may be several families of such problems, of which one costs more and takes less memory: all are searched together.
 """
 
 from __future__ import annotations
@@ -46,17 +48,18 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Open:
-    """A box that is still to be looked at: nothing in it costs less than `bound`."""
+    """A box of one family that is still to be looked at: nothing in it costs less than `bound`."""
 
     bound: int
     single: bool  # of the same bound, ranges first: they soon say how much a good plan costs
     number: int  # then in the order in which they came
+    family: _Family = field(compare=False)
     box: Box = field(compare=False)
     kept: Kept = field(compare=False)
 
 
 def cheapest(
-    start: Built,
+    starts: Sequence[Built],
     limit_bytes: int,
     time_limit_s: float,
     *,
@@ -65,26 +68,21 @@ def cheapest(
 ) -> Outcome | None:
     """The cheapest choice of strategies and of recomputed copies within the limit, or the best found in time; None where nothing fits.
 
-    `start` is the problem in which nothing is recomputed. `hint` is a choice to begin with. Raises OutOfTime when the time limit passes before any choice is found.
+    `starts` are the problems in which nothing is recomputed, of the same decisions: no choice costs less in one than in the one before
+    it, which may take more memory. `hint` is a choice to begin with. Raises OutOfTime when the time limit passes before any
+    choice is found.
     """
-    return _Cheapest(start, limit_bytes, time_limit_s, on_progress).run(hint)
+    return _Cheapest([_Family(start, limit_bytes) for start in starts], time_limit_s, on_progress).run(hint)
 
 
-class _Search:
-    """What both searches know: the problems by numbers, and the time."""
+class _Family:
+    """The problems of one start, by the numbers of copies that recompute."""
 
-    def __init__(self, start: Built, limit_bytes: int, time_limit_s: float) -> None:
-        self.start, self.limit_bytes, self.time_limit_s = start, limit_bytes, time_limit_s
-        self.deadline = perf_counter() + time_limit_s
+    def __init__(self, start: Built, limit_bytes: int) -> None:
+        self.start, self.limit_bytes = start, limit_bytes
         self.copies = Copies(start.terms)
-        self.order = count()
         self.limit = max(start.problem.limits)  # in memory units
         self._fixed: dict[Numbers, Built] = {}
-
-    @property
-    def left_s(self) -> float:
-        """Seconds."""
-        return self.deadline - perf_counter()
 
     def root(self) -> Box:
         """All numbers that pins allow."""
@@ -106,26 +104,37 @@ class _Search:
         return build_problem(self.start.terms, self.limit_bytes, self.copies.segments(box.least), most, down=down)
 
 
-class _Cheapest(_Search):
-    def __init__(self, start: Built, limit_bytes: int, time_limit_s: float, on_progress: Callable[[int, int], None] | None) -> None:
-        super().__init__(start, limit_bytes, time_limit_s)
-        self.on_progress = on_progress
+class _Cheapest:
+    """The search for the cheapest."""
+
+    def __init__(self, families: Sequence[_Family], time_limit_s: float, on_progress: Callable[[int, int], None] | None) -> None:
+        self.families, self.time_limit_s, self.on_progress = families, time_limit_s, on_progress
+        self.deadline = perf_counter() + time_limit_s
+        self.tie = families[0].start.problem.tie
+        self.order = count()
         self.cost: int | None = None
-        self.best: tuple[Numbers, tuple[int, ...]] | None = None
-        self.fallback: tuple[Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
+        self.best: tuple[_Family, Numbers, tuple[int, ...]] | None = None
+        self.fallback: tuple[_Family, Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
         self.open: list[_Open] = []
         self.given_up: int | None = None  # the least bound of what time did not allow to finish
 
+    @property
+    def left_s(self) -> float:
+        """Seconds."""
+        return self.deadline - perf_counter()
+
     def run(self, hint: Sequence[int] | None) -> Outcome | None:
         """Ample memory first, then box after box, the one with the least bound first."""
-        root = self.root()
+        first = self.families[0]
+        root = first.root()
         if hint is not None:
-            any(self._meet(numbers, hint) for numbers in (root.least, root.most))  # where it fits with fewer copies, more cost more
-        bound = self._ample(root)
-        if bound is not None and self._can_fit():
-            everything = tuple(np.arange(len(node.costs)) for node in self.start.problem.nodes)
-            for box in self.copies.pieces(root):
-                self._push(box, bound, everything)
+            any(self._meet(family, numbers, hint) for family in self.families for numbers in (root.least, root.most))
+        bound = self._ample(first, root)
+        if bound is not None:
+            everything = tuple(np.arange(len(node.costs)) for node in first.start.problem.nodes)
+            for family in filter(self._can_fit, self.families):
+                for box in family.copies.pieces(root):
+                    self._push(family, box, bound, everything)
         while self.open and not self._is_enough(self.open[0].bound):
             if self.left_s <= 0:
                 self._give_up(self.open[0].bound)
@@ -137,9 +146,9 @@ class _Cheapest(_Search):
             raise OutOfTime(f"no plan found in {self.time_limit_s:g} s", next_step="raise --time-limit")
         return self._outcome()
 
-    def _ample(self, root: Box) -> int | None:
+    def _ample(self, family: _Family, root: Box) -> int | None:
         """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
-        built = self.fixed(root.least)
+        built = family.fixed(root.least)
         free = replace(built.problem, limits=(), peaks=())
         try:
             found = solve(free, self.left_s * FIRST_SHARE)
@@ -147,39 +156,39 @@ class _Cheapest(_Search):
             return UNKNOWN
         if found is None:
             return None
-        if not self._meet(root.least, found.choice):
+        if not self._meet(family, root.least, found.choice):
             return found.bound
         if found.status != "optimal":
             self._give_up(found.bound)
         return None
 
-    def _can_fit(self) -> bool:
+    def _can_fit(self, family: _Family) -> bool:
         """Whether anything does, for all that is known: soon said, while how cheap a plan can be takes long to prove if there is none."""
         try:
-            least = _Smallest(self.start, self.limit_bytes, self.left_s * FIRST_SHARE).run(enough=self.limit)
+            least = _Smallest(family, self.left_s * FIRST_SHARE).run(enough=family.limit)
         except OutOfTime:
             return True
-        if least is None or least.solution.bound > self.limit:
+        if least is None or least.solution.bound > family.limit:
             return False
-        if least.solution.cost <= self.limit:
-            self.fallback = least.numbers, least.solution.choice
+        if least.solution.cost <= family.limit:
+            self.fallback = family, least.numbers, least.solution.choice
         return True
 
     def _next(self) -> _Open:
-        """The box with the least bound; of single numbers the most copies while no plan is known, since those fit most easily."""
+        """The box with the least bound; while no plan is known, of single numbers those that fit most easily: the last family, the most copies."""
         if self.cost is not None or not self.open[0].single:
             return heapq.heappop(self.open)
-        found = max(self.open, key=lambda open_: (open_.single, sum(open_.box.most), -open_.number))
+        found = max(self.open, key=lambda open_: (open_.single, self.families.index(open_.family), sum(open_.box.most), -open_.number))
         self.open.remove(found)
         heapq.heapify(self.open)
         return found
 
-    def _push(self, box: Box, bound: int, kept: Kept) -> None:
-        heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), box, kept))
+    def _push(self, family: _Family, box: Box, bound: int, kept: Kept) -> None:
+        heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), family, box, kept))
 
     def _is_enough(self, bound: int) -> bool:
         """Whether what has this bound has nothing that is cheaper than the best by more than preferences."""
-        return self.cost is not None and bound > self.cost - self.start.problem.tie
+        return self.cost is not None and bound > self.cost - self.tie
 
     def _give_up(self, bound: int) -> None:
         self.given_up = bound if self.given_up is None else min(self.given_up, bound)
@@ -188,13 +197,13 @@ class _Cheapest(_Search):
         """A box bounded and cut, or a single problem solved."""
         if open_.box.is_one:
             return self._solve(open_)
-        box, kept = open_.box, open_.kept
+        family, box, kept = open_.family, open_.box, open_.kept
         k = box.longest
-        ends = [restricted(self.below(box.part(k, n, n), down=True).problem, kept) for n in (box.least[k], box.most[k])]
-        slack = self.start.terms.rounding
+        ends = [restricted(family.below(box.part(k, n, n), down=True).problem, kept) for n in (box.least[k], box.most[k])]
+        slack = family.start.terms.rounding
 
         def meet(choice: Sequence[int]) -> int | None:
-            self._meet_between(box, ends, choice, kept)
+            self._meet_between(family, box, ends, choice, kept)
             return None if self.cost is None else self.cost + slack
 
         below = SharedBound(ends, self.deadline, None if self.cost is None else self.cost + slack, meet).below
@@ -203,12 +212,13 @@ class _Cheapest(_Search):
         left = tuple(kept[u][costs - slack <= top] for u, costs in enumerate(below.conditional))
         if not self._is_enough(bound) and all(map(len, left)):
             for half in box.halves():
-                self._push(half, bound, left)
+                self._push(family, half, bound, left)
         return None
 
     def _solve(self, open_: _Open) -> None:
         """The numbers of a box fixed, the cheapest choice."""
-        problem = restricted(self.fixed(open_.box.least).problem, open_.kept)
+        family = open_.family
+        problem = restricted(family.fixed(open_.box.least).problem, open_.kept)
         share = FIRST_SHARE if self.best is None and self.open else 1.0
         rest = [other.bound for other in self.open[:1]]
 
@@ -220,7 +230,7 @@ class _Cheapest(_Search):
         found: Solution | NoneCheaper | None
         try:
             if self.cost is None:
-                hint = self._fitting(problem, self.left_s * share)
+                hint = _fitting(problem, self.left_s * share)
                 found = None if hint is None else solve(problem, self.left_s * share, hint=hint, on_progress=report)
             else:
                 found = solve(problem, self.left_s * share, cutoff=self.cost, on_progress=report)
@@ -229,29 +239,24 @@ class _Cheapest(_Search):
         if found is None:
             return None
         if isinstance(found, Solution):
-            self._meet(open_.box.least, _full(found.choice, open_.kept))
+            self._meet(family, open_.box.least, _full(found.choice, open_.kept))
             if found.status != "optimal" and share == 1.0:
                 self.deadline = perf_counter()  # cut short, be it by the user
         bound = max(open_.bound, found.bound)
         return None if self._is_enough(bound) else self._give_up(bound)
 
-    def _fitting(self, problem: Problem, time_limit_s: float) -> tuple[int, ...] | None:
-        """Any choice within the limits, None where there is none: soon known, while how cheap a choice can be takes long to prove."""
-        least = smallest_memory(problem, time_limit_s, enough=self.limit)
-        return None if least is None or least.bound > self.limit else least.choice
-
-    def _meet(self, numbers: Numbers, choice: Sequence[int]) -> bool:
+    def _meet(self, family: _Family, numbers: Numbers, choice: Sequence[int]) -> bool:
         """Whether a choice fits with just so many copies; remembered if it is the best."""
-        problem = self.fixed(numbers).problem
+        problem = family.fixed(numbers).problem
         if not is_feasible(problem, choice):
             return False
         cost = evaluate(problem, choice).cost
         assert cost is not None
         if self.cost is None or cost < self.cost:
-            self.cost, self.best = cost, (numbers, tuple(choice))
+            self.cost, self.best = cost, (family, numbers, tuple(choice))
         return True
 
-    def _meet_between(self, box: Box, ends: Sequence[Problem], choice: Sequence[int], kept: Kept) -> None:
+    def _meet_between(self, family: _Family, box: Box, ends: Sequence[Problem], choice: Sequence[int], kept: Kept) -> None:
         """Try a choice with the fewest copies with which it fits, by what it takes at both ends."""
         low, high = (evaluate(end, choice) for end in ends)
         if low.cost is None or high.cost is None or any(b > limit for b, limit in zip(high.memory, ends[1].limits, strict=True)):
@@ -263,16 +268,16 @@ class _Cheapest(_Search):
         k = box.longest
         first = box.least[k] + ceil(share * (box.most[k] - box.least[k]))
         for number in range(first, min(first + 2, box.most[k] + 1)):  # one more, since the ends are rounded down
-            if self._meet(box.part(k, number, number).most, _full(choice, kept)):
+            if self._meet(family, box.part(k, number, number).most, _full(choice, kept)):
                 return
 
     def _outcome(self) -> Outcome | None:
         if self.best is None or self.cost is None:
             return None
-        numbers, choice = self.best
+        family, numbers, choice = self.best
         bound = self.cost if self.given_up is None else min(self.cost, self.given_up)
-        status = "optimal" if self.cost - bound < self.start.problem.tie else "feasible"
-        return Outcome(numbers, self.fixed(numbers), Solution(choice, self.cost, bound, status))
+        status = "optimal" if self.cost - bound < self.tie else "feasible"
+        return Outcome(numbers, family.fixed(numbers), Solution(choice, self.cost, bound, status))
 
 
 def _full(choice: Sequence[int], kept: Kept) -> tuple[int, ...]:
@@ -280,26 +285,38 @@ def _full(choice: Sequence[int], kept: Kept) -> tuple[int, ...]:
     return tuple(int(strategies[s]) for strategies, s in zip(kept, choice, strict=True))
 
 
+def _fitting(problem: Problem, time_limit_s: float) -> tuple[int, ...] | None:
+    """Any choice within the limits, None where there is none: soon known, while how cheap a choice can be takes long to prove."""
+    limit = max(problem.limits)
+    least = smallest_memory(problem, time_limit_s, enough=limit)
+    return None if least is None or least.bound > limit else least.choice
+
+
 def smallest(start: Built, limit_bytes: int, time_limit_s: float) -> Outcome | None:
     """The choice, and the copies that recompute, whose peak of memory is least; None where nothing is possible.
 
     The solution's `cost` and `bound` are in memory units. Raises OutOfTime when the time limit passes before any choice is found.
     """
-    return _Smallest(start, limit_bytes, time_limit_s).run()
+    return _Smallest(_Family(start, limit_bytes), time_limit_s).run()
 
 
-class _Smallest(_Search):
+class _Smallest:
     """All boxes halved, each bounded by the problem of its least terms."""
+
+    def __init__(self, family: _Family, time_limit_s: float) -> None:
+        self.family, self.time_limit_s = family, time_limit_s
+        self.deadline = perf_counter() + time_limit_s
 
     def run(self, enough: int | None = None) -> Outcome | None:
         """Many and few copies first, since one of both is best most of the time.
 
         The search ends as soon as the least is known to be at most `enough`, or above.
         """
-        root = self.root()
+        family, order = self.family, count()
+        root = family.root()
         ends = dict.fromkeys((root.most, root.least))
-        boxes = [(0, next(self.order), Box(numbers, numbers)) for numbers in ends]
-        boxes += [(0, next(self.order), box) for box in self.copies.pieces(root) if box.least not in ends or not box.is_one]
+        boxes = [(0, next(order), Box(numbers, numbers)) for numbers in ends]
+        boxes += [(0, next(order), box) for box in family.copies.pieces(root) if box.least not in ends or not box.is_one]
         best: Outcome | None = None
         proved: list[int] = []  # about the boxes that are not to be looked at again
         while boxes and (best is None or boxes[0][0] < best.solution.cost):
@@ -307,21 +324,22 @@ class _Smallest(_Search):
                 proved.append(boxes[0][0])
                 break
             bound, _, box = heapq.heappop(boxes)
-            if best is not None and self.left_s <= 0:
+            left_s = self.deadline - perf_counter()
+            if best is not None and left_s <= 0:
                 proved.append(bound)
                 break
-            built = self.fixed(box.least) if box.is_one else self.below(box)
+            built = family.fixed(box.least) if box.is_one else family.below(box)
             try:
-                solution = smallest_memory(built.problem, max(1.0, self.left_s / (3 if best is None else 2)), enough=enough)
+                solution = smallest_memory(built.problem, max(1.0, left_s / (3 if best is None else 2)), enough=enough)
             except OutOfTime:
                 proved.append(bound)
                 continue
             if solution is None:
                 continue
             bound = max(bound, solution.bound)
-            if not box.is_one and self.left_s > 0:
+            if not box.is_one and left_s > 0:
                 for part in box.halves():
-                    heapq.heappush(boxes, (bound, next(self.order), part))
+                    heapq.heappush(boxes, (bound, next(order), part))
                 continue
             proved.append(bound)
             if box.is_one and (best is None or solution.cost < best.solution.cost):

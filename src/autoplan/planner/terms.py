@@ -8,11 +8,11 @@ repeated blocks and prices what passes between their copies, without a word abou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autoplan.assignment.names import block_of
+from autoplan.assignment.names import block_of, kind_of_block
 from autoplan.graph.ir import Value
 from autoplan.placement import Placements, forward_of, gradient_of
 from autoplan.planner.candidates import Candidates
@@ -32,16 +32,24 @@ Readers = tuple[tuple[int, int], ...]
 class OpTerms:
     """A class of nodes, by strategy: seconds of a step, and of running again; bytes of a moment, kept beside values, and of each output.
 
-    All are of one member, `made_bytes[output]` with the values that are that output of the members.
+    All are of one member, `made_bytes[output]` with the values that are that output of the members. Of the seconds those in
+    `computing` are no collectives inside the op, and may hide others: of a step, and of running again. `kind` is that of the block.
     """
 
     name: str
+    kind: str | None
     members: tuple[int, ...]
     seconds: Array
     again_s: Array
+    computing: tuple[Array, Array]
     transient_bytes: Array
     beside_bytes: Array
     made: tuple[tuple[tuple[int, ...], Array], ...]
+
+    def less(self, part: float) -> OpTerms:
+        """Without so much of the computing."""
+        step, again = self.computing
+        return replace(self, seconds=self.seconds - part * step, again_s=self.again_s - part * again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +95,23 @@ class ValueTerms:
         """Whether the values are parameters."""
         return self.kind == "parameter"
 
+    def ahead(self, counted: float) -> ValueTerms:
+        """With so much of what it costs to travel, and with that of one block more in flight."""
+        return replace(
+            self,
+            forward=_part_of(self.forward, counted),
+            backward=_part_of(self.backward, counted),
+            in_flight_bytes=2 * self.in_flight_bytes,
+            unreduced_bytes=2 * self.unreduced_bytes,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """All of them. Problem nodes are the node classes first, then the sources, then the outputs of the graph."""
+    """All of them. Problem nodes are the node classes first, then the sources, then the outputs of the graph.
+
+    Parameters of blocks travel `prefetch` pieces ahead.
+    """
 
     candidates: Candidates
     prices: Prices
@@ -100,6 +121,22 @@ class Terms:
     values: tuple[ValueTerms, ...]
     source_nodes: Mapping[int, int]  # value class -> problem node
     output_nodes: tuple[int, ...]
+    prefetch: int = 0
+
+    def ahead(self, waiting: Mapping[str, float]) -> Terms:
+        """The same where parameters of blocks travel one piece ahead, and their gradients while backward goes on.
+
+        What blocks of a kind wait for is max((1 - hides) communication, communication - computing): of these two the second
+        counts with a weight (`waiting`, 0 to 1), the first with the rest. Whatever the weights, that is no more than the greater.
+        """
+        assert not self.prefetch
+        hides = self.prices.hardware.hides
+        ops = tuple(op if op.kind is None else op.less(waiting.get(op.kind, 0.0)) for op in self.ops)
+        values = tuple(
+            value if value.block is None else value.ahead(1 - hides * (1 - waiting.get(kind_of_block(value.block), 0.0)))
+            for value in self.values
+        )
+        return replace(self, ops=ops, values=values, prefetch=1)
 
     def cost(self, seconds: Array, *, down: bool = False) -> Array:
         """Integer costs of strategies; among equals the earlier ones first."""
@@ -115,6 +152,11 @@ def rounded(seconds: Array, unit_s: float, *, down: bool = False) -> Array:
     """Seconds in cost units, to the nearest or down, with room for preferences below."""
     units = seconds / unit_s
     return (np.floor(units) if down else np.rint(units)).astype(np.int64) * TIES
+
+
+def _part_of(costs: Array, part: float) -> Array:
+    """Part of the units of cost; what is forbidden stays so, and so do preferences."""
+    return np.where(costs == FORBIDDEN, FORBIDDEN, np.rint(costs // TIES * part).astype(np.int64) * TIES + costs % TIES)
 
 
 def terms_of(candidates: Candidates, prices: Prices) -> Terms:
@@ -156,9 +198,11 @@ class _Pricer:
             made.append((tuple(self.graph.nodes[member].outputs[j] for member in members), nbytes))
         return OpTerms(
             node.address,
+            kind_of_block(block) if (block := block_of(node.address, self.prices.prefixes)) is not None else None,
             tuple(members),
             np.array([cost.seconds for cost in costs]),
             np.array([cost.forward_s + cost.inside_forward_s for cost in costs]),
+            (np.array([cost.forward_s + cost.backward_s for cost in costs]), np.array([cost.forward_s for cost in costs])),
             np.array([self.prices.transient_bytes(call, s) for s in strategies]),
             np.array([self.prices.kept_by_op_bytes(call, s) for s in strategies]),
             tuple(made),
