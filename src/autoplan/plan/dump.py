@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
 from autoplan.errors import PlanError
+from autoplan.files import replace_text
 from autoplan.plan.plain import Plain, plan_to_json
 from autoplan.plan.schema import Plan
 
@@ -40,17 +39,11 @@ def dump_plan(plan: Plan) -> str:
 
 def write_plan(plan: Plan, path: str | Path) -> None:
     """Replaces the file at `path` in one step: a reader, or a crash, sees the old plan or the new one."""
-    path = Path(path)
     text = dump_plan(plan)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
+        replace_text(Path(path), text)
     except OSError as error:
         raise PlanError(f"the plan cannot be written: {error.strerror}", where=str(path)) from error
-    finally:
-        with suppress(OSError):  # gone already when all went well
-            temporary.unlink()
 
 
 def flow(value: Plain) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from autoplan.files import replace_text
 from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model, Span
 from autoplan.planner.solver.search import minimise_cost
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3 if result is None else 6
     assert result.cost is not None
     if options.output is not None:
-        options.output.write_text(json.dumps(list(result.choice)))
+        replace_text(options.output, json.dumps(list(result.choice)))
     gap = (result.cost - result.bound) / result.cost if result.cost else 0.0
     print(f"cost={result.cost} bound={result.bound} gap={gap:.6f} seconds={perf_counter() - start:.2f}")
     return 0
