@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoplan.assignment.names import block_of
+from autoplan.cost.transitions import Moves
 from autoplan.graph.ir import Value
 from autoplan.placement import Placements, forward_of, gradient_of
 from autoplan.planner.candidates import Candidates
@@ -149,18 +150,19 @@ class _Pricer:
     def _op(self, c: int) -> OpTerms:
         members, call, strategies = self.classes.node_members[c], self.candidates.calls[c], self.candidates.strategies[c]
         node = self.graph.nodes[members[0]]
-        costs = self.prices.strategy_costs(node, call, strategies)
+        examples, like = self.prices.alike(call, strategies)
+        costs = self.prices.strategy_costs(node, call, examples)
         made = []
         for j, value in enumerate(node.outputs):
-            nbytes = np.array([self.prices.made_bytes(value, s.makes[j]) for s in strategies])
-            made.append((tuple(self.graph.nodes[member].outputs[j] for member in members), nbytes))
+            nbytes = np.array([self.prices.made_bytes(value, s.makes[j]) for s in examples])
+            made.append((tuple(self.graph.nodes[member].outputs[j] for member in members), nbytes[like]))
         return OpTerms(
             node.address,
             tuple(members),
-            np.array([cost.seconds for cost in costs]),
-            np.array([cost.forward_s + cost.inside_forward_s for cost in costs]),
-            np.array([self.prices.transient_bytes(call, s) for s in strategies]),
-            np.array([self.prices.kept_by_op_bytes(call, s) for s in strategies]),
+            np.array([cost.seconds for cost in costs])[like],
+            np.array([cost.forward_s + cost.inside_forward_s for cost in costs])[like],
+            np.array([self.prices.transient_bytes(call, s) for s in examples])[like],
+            np.array([self.prices.kept_by_op_bytes(call, s) for s in examples])[like],
             tuple(made),
         )
 
@@ -181,11 +183,13 @@ class _Pricer:
         for (producer, output, readers), members in alike.items():
             states = _States.of(self._made(producer, output), [self._needed(node, operand) for node, operand in readers])
             if states.needed:
-                found.append((tuple(members), producer, readers, states))
-                self.prices.transitions.announce(states.homes, states.placements)
-                if self.prices.trains and self.graph.values[members[0]].needs_grad:
-                    self.prices.transitions.announce(*states.gradients)
+                forward = self.prices.transitions.announce(states.homes, states.placements)
+                backward = self.prices.transitions.announce(*states.gradients) if self._has_gradient(members) else None
+                found.append((tuple(members), producer, readers, states, forward, backward))
         return tuple(self._value(*one) for one in found)
+
+    def _has_gradient(self, members: Sequence[int]) -> bool:
+        return self.prices.trains and self.graph.values[members[0]].needs_grad
 
     def _signature(self, value: Value) -> tuple[int, int, Readers]:
         if value.kind == "op":
@@ -199,12 +203,14 @@ class _Pricer:
         readers |= {(self.source_nodes[self.classes.value_class[buffer]], -1) for buffer in overwritten}
         return producer, output, tuple(sorted(readers))
 
-    def _value(self, members: tuple[int, ...], producer: int, readers: Readers, states: _States) -> ValueTerms:
+    def _value(
+        self, members: tuple[int, ...], producer: int, readers: Readers, states: _States, forward: Moves, backward: Moves | None
+    ) -> ValueTerms:
         value = self.graph.values[members[0]]
         block = block_of(value.address, self.prices.prefixes) if value.kind == "parameter" else None
         prices = self.prices.of_value(value, block)
-        homes: Sequence[Placements | None] = states.homes if prices.home_is_free else [None] * len(states.produced)
-        again_s = prices.forward_s(states.homes, states.placements)
+        again_s = prices.forward_s(forward)
+        positions = {used: position for position, used in enumerate(states.placements)}
         return ValueTerms(
             name=value.address,
             kind=value.kind,
@@ -214,31 +220,30 @@ class _Pricer:
             readers=tuple(Reader(node, needs) for (node, _), needs in zip(readers, states.needs, strict=True)),
             made=states.made,
             forward_class=states.forward_class,
-            forward=self._forward(len(members), prices, states, again_s),
+            forward=self._forward(len(members), prices, forward, again_s),
             again_s=again_s,
-            backward=self._backward(len(members), prices, states),
-            free=tuple(states.placements.index(home) if home in states.placements else None for home in homes),
+            backward=self._backward(len(members), prices, backward, states),
+            free=tuple(positions.get(home) if prices.home_is_free else None for home in states.homes),
             kept_bytes=np.array([prices.kept_bytes(used) for used in states.placements]),
             in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in states.placements]),
             unreduced_bytes=np.array([prices.unreduced_bytes(home) if prices.is_parameter else 0 for home in states.homes]),
             block=prices.block,
         )
 
-    def _forward(self, count: int, prices: ValuePrices, states: _States, seconds: Array) -> Array:
+    def _forward(self, count: int, prices: ValuePrices, moves: Moves, seconds: Array) -> Array:
         """[produced, placements]: what it costs to bring the values there, in backward once more where they are gathered again."""
         value = prices.value
-        counts = self.prices.transitions.collectives(states.homes, states.placements)
+        counts = self.prices.transitions.collectives(moves)
         costs = self._costs(seconds * count * (2 if prices.regathers else 1), counts)
         if value.kind == "parameter" and self.classes.value_class[value.id] in self.candidates.never_gathered:
             costs[counts > 0] = FORBIDDEN
         return costs
 
-    def _backward(self, count: int, prices: ValuePrices, states: _States) -> Array:
+    def _backward(self, count: int, prices: ValuePrices, moves: Moves | None, states: _States) -> Array:
         """[produced, needed]: what it costs to bring the gradient back."""
-        if not prices.has_gradient:
+        if moves is None:
             return np.zeros((len(states.produced), len(states.needed)), dtype=np.int64)
-        counts = self.prices.transitions.collectives(*states.gradients)
-        return self._costs(prices.backward_s(*states.gradients) * count, counts).T
+        return self._costs(prices.backward_s(moves) * count, self.prices.transitions.collectives(moves)).T
 
     def _costs(self, seconds: Array, collectives: Array) -> Array:
         """The costs of redistributions: among plans that cost the same, the one with fewer collectives is read more easily."""
