@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoplan.graph.ir import Graph, Node, Ref, map_refs
+from autoplan.graph.once import once
 from autoplan.placement import R_PARTIAL, Mesh, Placement, Placements, R, Replicate, cut
 
 
@@ -187,3 +188,9 @@ def call_of(graph: Graph, node: Node, hints: dict[int, tuple[frozenset[int], ...
     args, kwargs = map_refs(node.args, number), map_refs(node.kwargs, number)
     operands = tuple(map(spec, node.inputs))
     return Call(node.op, args, kwargs, operands, tuple(map(spec, node.outputs)), axis_size, tuple(spec.shape for spec in operands))
+
+
+@once
+def calls_of(graph: Graph) -> tuple[Call, ...]:
+    """All nodes as rules see them before any axis is cut, by number."""
+    return tuple(call_of(graph, node) for node in graph.nodes)
