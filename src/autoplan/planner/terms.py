@@ -223,7 +223,7 @@ class _Pricer:
             forward=self._forward(len(members), prices, forward, again_s),
             again_s=again_s,
             backward=self._backward(len(members), prices, backward, states),
-            free=tuple(positions.get(home) if prices.home_is_free else None for home in states.homes),
+            free=tuple(positions.get(home) for home in states.homes) if prices.home_is_free else (None,) * len(states.homes),
             kept_bytes=np.array([prices.kept_bytes(used) for used in states.placements]),
             in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in states.placements]),
             unreduced_bytes=np.array([prices.unreduced_bytes(home) if prices.is_parameter else 0 for home in states.homes]),
@@ -268,6 +268,7 @@ class _States:
     """The states of a value: those that strategies make, those that readers need, and the placements of the latter."""
 
     produced: tuple[Placements, ...]
+    homes: tuple[Placements, ...]  # of the produced states
     needed: tuple[Placements, ...]
     placements: tuple[Placements, ...]
     made: Vector  # by the producer's strategy
@@ -282,17 +283,13 @@ class _States:
         placements = {f: position for position, f in enumerate(dict.fromkeys(map(forward_of, needed)))}
         return cls(
             tuple(produced),
+            tuple(map(forward_of, produced)),
             tuple(needed),
             tuple(placements),
             tuple(produced[state] for state in made),
             tuple(tuple(None if state is None else needed[state] for state in states) for states in needs),
             tuple(placements[forward_of(state)] for state in needed),
         )
-
-    @property
-    def homes(self) -> list[Placements]:
-        """The placements of the produced states."""
-        return [forward_of(state) for state in self.produced]
 
     @property
     def gradients(self) -> tuple[list[Placements], list[Placements]]:

@@ -158,9 +158,9 @@ def axis_states(row: Row, partial: bool, operands: tuple[TensorSpec, ...], outpu
 
 def join_axes(rows: tuple[Row, ...], axes: Sequence[AxisStates], part: Call | None = None) -> Strategy:
     """The strategy of one row for each axis; an operand that a row does not read is read on no axis."""
-    needs = tuple(None if None in placements else placements for placements in zip(*(axis.needs for axis in axes), strict=True))
-    makes = tuple(zip(*(axis.makes for axis in axes), strict=True))
-    return Strategy(rows, tuple(axis.partial for axis in axes), needs, makes, part)
+    needs = tuple([None if None in placements else placements for placements in zip(*[axis.needs for axis in axes], strict=True)])
+    makes = tuple(zip(*[axis.makes for axis in axes], strict=True))
+    return Strategy(rows, tuple([axis.partial for axis in axes]), needs, makes, part)
 
 
 def make_strategy(
