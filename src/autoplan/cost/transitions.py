@@ -29,7 +29,7 @@ _NOTHING = 99  # the priority of a move that cannot be made
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moves:
-    """The redistributions from each of some placements to each of others, both by their numbers in a table."""
+    """The redistributions from each of some placements to each of others, by their numbers in a table."""
 
     sources: Array
     targets: Array
@@ -41,15 +41,27 @@ class TransitionTable:
     def __init__(self, mesh: Mesh, hardware: Hardware) -> None:
         self.mesh = mesh
         self.hardware = hardware
+        self._placements: list[Placements] = []
         self._numbers: dict[Placements, int] = {}
         self._announced: list[Moves] = []
         self._table: Array | None = None
         self._steps = _StepKinds(mesh)
         self._prices: dict[float, Array] = {}
 
-    def announce(self, sources: Iterable[Placements], targets: Iterable[Placements]) -> Moves:
-        """The redistributions from each of the sources to each of the targets, which will be asked for."""
-        moves = Moves(self._number(sources), self._number(targets))
+    def number(self, placements: Placements) -> int:
+        """The number by which these placements are announced."""
+        number = self._numbers.setdefault(placements, len(self._placements))
+        if number == len(self._placements):
+            self._placements.append(placements)
+        return number
+
+    def placements(self, numbers: Iterable[int]) -> list[Placements]:
+        """The placements that have these numbers."""
+        return [self._placements[number] for number in numbers]
+
+    def announce(self, sources: Sequence[int], targets: Sequence[int]) -> Moves:
+        """The redistributions from each of the sources to each of the targets, by number, which will be asked for."""
+        moves = Moves(np.array(sources, dtype=np.int64), np.array(targets, dtype=np.int64))
         self._announced.append(moves)
         self._table = None
         return moves
@@ -66,9 +78,6 @@ class TransitionTable:
         count: Array = self._collectives[ways]
         return count
 
-    def _number(self, placements: Iterable[Placements]) -> Array:
-        return np.array([self._numbers.setdefault(p, len(self._numbers)) for p in placements], dtype=np.int64)
-
     def _ways_of(self, moves: Moves) -> Array:
         """[source, target]: the number of the way that the redistribution takes."""
         if self._table is None:
@@ -78,11 +87,11 @@ class TransitionTable:
         return ways
 
     def _fill(self) -> None:
-        wanted = np.zeros((len(self._numbers), len(self._numbers)), dtype=bool)
+        wanted = np.zeros((len(self._placements), len(self._placements)), dtype=bool)
         for moves in self._announced:
             wanted[moves.sources[:, None], moves.targets[None, :]] = True
         sources, targets = np.nonzero(wanted)
-        steps, alike = _lower_all(list(self._numbers), sources, targets, self._steps)
+        steps, alike = _lower_all(self._placements, sources, targets, self._steps)
         examples, ways = _distinct_rows(steps, len(self._steps.known))
         self._ways = steps[examples]
         self._collectives = self._steps.are_collectives()[self._ways].sum(-1)
