@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-
 Run = Callable[..., Any]
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests/plan/golden.yaml"
