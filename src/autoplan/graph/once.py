@@ -7,8 +7,6 @@ from dataclasses import fields
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
-Answer = TypeVar("Answer")
-
 
 class Remembering:
     """A frozen dataclass that keeps what functions marked with `once` have found of it, but sends none of that elsewhere."""
@@ -22,12 +20,16 @@ class Remembering:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
-def once(function: Callable[[Any], Answer]) -> Callable[[Any], Answer]:
+Asked = TypeVar("Asked", bound=Remembering)
+Answer = TypeVar("Answer")
+
+
+def once(function: Callable[[Asked], Answer]) -> Callable[[Asked], Answer]:
     """`function` of one such value, asked once for each."""
     name = f"{function.__module__}.{function.__qualname__}"
 
     @wraps(function)
-    def asked(value: Remembering) -> Answer:
+    def asked(value: Asked) -> Answer:
         if name not in value.found:
             value.found[name] = function(value)
         answer: Answer = value.found[name]
