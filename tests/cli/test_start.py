@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+Run = Callable[..., Any]
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN = ROOT / "tests/plan/golden.yaml"
 PATHS = {"PYTHONPATH": str(ROOT / "src")}
@@ -53,3 +57,10 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
     command = f"{sys.executable} -m autoplan show {GOLDEN} | true"
     ended = subprocess.run(["bash", "-c", command], env=os.environ | PATHS, capture_output=True, text=True, timeout=60)
     assert ended.stderr == ""
+
+
+def test_a_command_leaves_the_garbage_collector_as_it_was(run: Run) -> None:
+    before = gc.get_threshold()
+    assert run("diff", GOLDEN, GOLDEN).code == 0
+    assert gc.get_threshold() == before
+    assert gc.isenabled()

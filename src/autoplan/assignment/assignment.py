@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from autoplan.graph.ir import Graph, Node
+from autoplan.graph.once import Remembering
 from autoplan.placement import Mesh, Placements
 from autoplan.rules.row import Strategy
 
@@ -28,7 +29,7 @@ BUFFER_READER = -2
 
 
 @dataclass(frozen=True)
-class Assignment:
+class Assignment(Remembering):
     """A strategy for each node, and the states of what no node makes.
 
     `sources` gives the state of inputs, buffers and constants, and how parameters are STORED, by value number; `outputs` the

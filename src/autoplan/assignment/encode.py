@@ -143,7 +143,7 @@ def _op_lines(assignment: Assignment) -> dict[str, OpLine]:
     for node in assignment.graph.nodes:
         strategy = assignment.strategies[node.id]
         inside = tuple(Collective(kind, tuple(assignment.mesh.names[axis] for axis in axes)) for kind, axes in strategy.inside())
-        follows = node.inputs and first_fit(assignment, node).rows == strategy.rows
+        follows = node.inputs and first_fit(assignment, node) == strategy.rows
         row = None if follows and not inside else strategy.describe(assignment.mesh)
         if not node.inputs and all(map(_replicated, strategy.makes)):
             row = None  # what nothing determines is replicated unless the plan says otherwise

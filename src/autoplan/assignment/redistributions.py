@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from autoplan.assignment.assignment import OUTPUT_READER, Assignment, Need
 from autoplan.graph.ir import Graph
+from autoplan.graph.once import once
 from autoplan.placement import Placements, forward_of, gradient_of
 from autoplan.redistribution import Step, collectives, lower
 
@@ -31,6 +32,7 @@ class Redistribution:
     shares: Placements | None = None
 
 
+@once
 def redistributions(assignment: Assignment) -> tuple[Redistribution, ...]:
     """Every redistribution of a value that is no parameter, in the order in which the forward runs them."""
     graph = assignment.graph

@@ -17,7 +17,7 @@ from autoplan.graph.ir import Graph, Node
 from autoplan.placement import Mesh, Placement, Placements, Shard, forward_of
 from autoplan.redistribution import collectives, transition
 from autoplan.rules.combine import cut_call, on_axis, rows_of
-from autoplan.rules.row import Call, Row, Strategy, call_of, make_strategy
+from autoplan.rules.row import Call, Row, calls_of, make_strategy
 
 Listed = tuple[tuple[str, tuple[int, ...]], ...]  # (kind, axes) of collectives, in order
 
@@ -37,7 +37,7 @@ def fitting_rows(graph: Graph, node: Node, placed: Sequence[Placements | None], 
 
     Grouped shards are among them where an input is grouped so, or the text of a row that the plan `said`.
     """
-    call = call_of(graph, node)
+    call = calls_of(graph)[node.id]
     named = {Shard(int(dim), int(groups)) for dim, groups in _GROUPED.findall(said)}
     operands = tuple(
         replace(spec, hints=_hints(spec.ndim, {*(state or ()), *named})) for spec, state in zip(call.operands, placed, strict=True)
@@ -88,17 +88,16 @@ def _hints(ndim: int, placements: Iterable[Placement]) -> tuple[frozenset[int], 
     return tuple(map(frozenset, groups))
 
 
-def first_fit(assignment: Assignment, node: Node) -> Strategy:
-    """The strategy that `decode` takes for a node of which the plan says nothing more than how its inputs are placed."""
+def first_fit(assignment: Assignment, node: Node) -> tuple[Row, ...]:
+    """The rows that `decode` takes for a node of which the plan says nothing more than how its inputs are placed."""
     strategy = assignment.strategies[node.id]
     placed = [None if state is None else forward_of(state) for state in strategy.needs]
-    rows = fitting_rows(assignment.graph, node, placed, assignment.mesh)[0]
-    return make_strategy(rows, tuple(False for _ in rows), *specs(assignment.graph, node))
+    return fitting_rows(assignment.graph, node, placed, assignment.mesh)[0]
 
 
 def specs(graph: Graph, node: Node) -> tuple[tuple, tuple]:
     """The global specs of a node's operands and outputs."""
-    call = call_of(graph, node)
+    call = calls_of(graph)[node.id]
     return call.operands, call.outputs
 
 

@@ -25,7 +25,7 @@ from autoplan.graph.ir import Graph, Node
 from autoplan.graph.segments import Segment, redistributed_inside
 from autoplan.placement import Mesh, forward_of
 from autoplan.plan.schema import CommunicationMs, MemoryGib, Options, Predicted
-from autoplan.rules.row import call_of
+from autoplan.rules.row import calls_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +284,7 @@ def _kept_bytes(assignment: Assignment, savings: Savings, moment: Moment) -> dic
         found[value.address] += kept_bytes(graph, value.id, kept, assignment.produced[value.id], needs, mesh)
     for node in graph.nodes:
         if moment.keeps(node):
-            found[node.address] += extra_saved_bytes(call_of(graph, node), assignment.strategies[node.id], mesh)
+            found[node.address] += extra_saved_bytes(calls_of(graph)[node.id], assignment.strategies[node.id], mesh)
     return {address: nbytes for address, nbytes in found.items() if nbytes}
 
 
@@ -336,7 +336,7 @@ def transient_bytes_of(assignment: Assignment, at_work: Segment | None = None) -
     """Bytes of the largest temporaries of any op, or of any op of a segment."""
     graph, mesh = assignment.graph, assignment.mesh
     nodes = graph.nodes if at_work is None else graph.nodes[at_work.nodes.start : at_work.nodes.stop]
-    return max((node_transient_bytes(call_of(graph, node), assignment.strategies[node.id], mesh) for node in nodes), default=0)
+    return max((node_transient_bytes(calls_of(graph)[node.id], assignment.strategies[node.id], mesh) for node in nodes), default=0)
 
 
 def _buffer_bytes(assignment: Assignment) -> int:

@@ -20,7 +20,7 @@ from autoplan.graph.ir import Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of, gradient_of, local_shape
 from autoplan.plan.schema import Options
 from autoplan.redistribution import lower
-from autoplan.rules.row import Call, Strategy, call_of
+from autoplan.rules.row import Call, Strategy, calls_of
 
 
 def trains(options: Options) -> bool:
@@ -40,7 +40,7 @@ def _is_read_after(graph: Graph, node: Node, operand: int) -> bool:
 
 def node_seconds(graph: Graph, node: Node, strategy: Strategy, mesh: Mesh, hardware: Hardware) -> ComputeCost:
     """What a node costs each device under `strategy`, with the collectives inside it and the adding up of gradients."""
-    return strategy_seconds(call_of(graph, node), strategy, mesh, hardware, accumulated_operands(graph, node))
+    return strategy_seconds(calls_of(graph)[node.id], strategy, mesh, hardware, accumulated_operands(graph, node))
 
 
 def extra_saved_bytes(call: Call, strategy: Strategy, mesh: Mesh) -> int:

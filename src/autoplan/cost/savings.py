@@ -6,7 +6,7 @@ tensor of its own, kept if one of the readers of that state keeps it (`kept_byte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,7 +15,7 @@ from autoplan.cost.memory import saved
 from autoplan.cost.moments import Moment
 from autoplan.graph.ir import ITEM_BYTES, Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of, local_shape
-from autoplan.rules.row import Call, call_of
+from autoplan.rules.row import Call, calls_of
 
 Reader = tuple[int, int]
 """(node id, operand): one reading of a value, as in `assignment.Need.readers`."""
@@ -48,7 +48,7 @@ class Savings:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        calls = [call_of(graph, node) for node in graph.nodes]
+        calls = calls_of(graph)
         self._alias_of = _aliases(graph, calls)
         self._saved = [saved(call) for call in calls]
 
@@ -112,7 +112,7 @@ def local_bytes(value: Value, placements: Placements, mesh: Mesh) -> int:
     return prod(local_shape(value.shape, placements, mesh)) * ITEM_BYTES[value.dtype]
 
 
-def _aliases(graph: Graph, calls: list[Call]) -> dict[int, int]:
+def _aliases(graph: Graph, calls: Sequence[Call]) -> dict[int, int]:
     """Which values share the memory of their node's first operand: views, and reshapes and copies that change nothing."""
     alias_of: dict[int, int] = {}
     orders: dict[int, Order] = {value.id: _dense(value) for value in graph.values}

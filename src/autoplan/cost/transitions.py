@@ -3,6 +3,7 @@
 `redistribution.lower` decides the steps of one pair; a mesh of three axes has half a million pairs in one model. Here the same
 decisions are taken for all of them together (tests/cost/test_transitions.py compares the two). Steps that cost the same are one *kind of
 step*, a sequence of them is a *way*: pricing a value is pricing some hundred steps and some thousand ways, and looking these up.
+Pairs that differ in the names of dims alone take the same way and are lowered once.
 """
 
 from __future__ import annotations
@@ -26,58 +27,76 @@ MERGING = (ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER)
 _NOTHING = 99  # the priority of a move that cannot be made
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Moves:
+    """The redistributions from each of some placements to each of others, by their numbers in a table."""
+
+    sources: Array
+    targets: Array
+
+
 class TransitionTable:
-    """Seconds and collectives of redistributions on one mesh; pairs are announced by `announce`, then `seconds` may be asked."""
+    """Seconds and collectives of redistributions on one mesh; these are announced first, all of them, and then asked."""
 
     def __init__(self, mesh: Mesh, hardware: Hardware) -> None:
         self.mesh = mesh
         self.hardware = hardware
+        self._placements: list[Placements] = []
         self._numbers: dict[Placements, int] = {}
-        self._announced: list[tuple[Array, Array]] = []
+        self._announced: list[Moves] = []
         self._table: Array | None = None
         self._steps = _StepKinds(mesh)
         self._prices: dict[float, Array] = {}
 
-    def announce(self, sources: Iterable[Placements], targets: Iterable[Placements]) -> None:
-        """Every pair of these will be asked for."""
-        self._announced.append((self._number(sources), self._number(targets)))
-        self._table = None
+    def number(self, placements: Placements) -> int:
+        """The number by which these placements are announced."""
+        number = self._numbers.setdefault(placements, len(self._placements))
+        if number == len(self._placements):
+            self._placements.append(placements)
+        return number
 
-    def seconds(self, nbytes: float, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+    def placements(self, numbers: Iterable[int]) -> list[Placements]:
+        """The placements that have these numbers."""
+        return [self._placements[number] for number in numbers]
+
+    def announce(self, sources: Sequence[int], targets: Sequence[int]) -> Moves:
+        """The redistributions from each of the sources to each of the targets, by number, which will be asked for."""
+        moves = Moves(np.array(sources, dtype=np.int64), np.array(targets, dtype=np.int64))
+        self._announced.append(moves)
+        self._table = None
+        return moves
+
+    def seconds(self, nbytes: float, moves: Moves) -> Array:
         """[source, target]: seconds to redistribute a tensor of `nbytes` (global)."""
-        ways = self._ways_between(sources, targets)
+        ways = self._ways_of(moves)
         total: Array = self._prices_of(nbytes)[ways]
         return total
 
-    def collectives(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+    def collectives(self, moves: Moves) -> Array:
         """[source, target]: how many collectives a redistribution takes."""
-        ways = self._ways_between(sources, targets)
+        ways = self._ways_of(moves)
         count: Array = self._collectives[ways]
         return count
 
-    def _number(self, placements: Iterable[Placements]) -> Array:
-        return np.array([self._numbers.setdefault(p, len(self._numbers)) for p in placements], dtype=np.int64)
-
-    def _ways_between(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+    def _ways_of(self, moves: Moves) -> Array:
         """[source, target]: the number of the way that the redistribution takes."""
         if self._table is None:
             self._fill()
         assert self._table is not None
-        ways = self._table[self._number(sources)[:, None], self._number(targets)[None, :]]
-        assert (ways >= 0).all(), "a pair that was not announced"
+        ways: Array = self._table[moves.sources[:, None], moves.targets[None, :]]
         return ways
 
     def _fill(self) -> None:
-        wanted = np.zeros((len(self._numbers), len(self._numbers)), dtype=bool)
-        for sources, targets in self._announced:
-            wanted[sources[:, None], targets[None, :]] = True
+        wanted = np.zeros((len(self._placements), len(self._placements)), dtype=bool)
+        for moves in self._announced:
+            wanted[moves.sources[:, None], moves.targets[None, :]] = True
         sources, targets = np.nonzero(wanted)
-        steps = _lower_all(list(self._numbers), sources, targets, self._steps)
+        steps, alike = _lower_all(self._placements, sources, targets, self._steps)
         examples, ways = _distinct_rows(steps, len(self._steps.known))
         self._ways = steps[examples]
         self._collectives = self._steps.are_collectives()[self._ways].sum(-1)
-        self._table = np.full(wanted.shape, -1, dtype=np.int64)
-        self._table[sources, targets] = ways.ravel()
+        self._table = np.full(wanted.shape, -1, dtype=np.int32)
+        self._table[sources, targets] = ways[alike]
         self._prices = {}
 
     def _prices_of(self, nbytes: float) -> Array:
@@ -93,15 +112,23 @@ def _distinct_rows(rows: Array, below: int) -> tuple[Array, Array]:
 
     Several numbers are packed into one, since comparing rows takes ten times as long.
     """
-    at_a_time = max(1, 63 // below.bit_length())
     while rows.shape[1] > 1:
-        groups = [rows[:, i : i + at_a_time] for i in range(0, rows.shape[1], at_a_time)]
-        packed = [(group << below.bit_length() * np.arange(group.shape[1])).sum(1) for group in groups]
-        numbered = [np.unique(column, return_inverse=True)[1].ravel() for column in packed]
-        rows, below = np.stack(numbered, axis=1), max(int(column.max(initial=0)) + 1 for column in numbered)
-        at_a_time = max(2, 63 // below.bit_length())
+        bits = max(1, (below - 1).bit_length())
+        at_a_time = max(2, 63 // bits)
+        packed = [_packed(rows[:, i : i + at_a_time], bits) for i in range(0, rows.shape[1], at_a_time)]
+        if len(packed) > 1:
+            packed = [np.unique(column, return_inverse=True)[1].ravel() for column in packed]
+        rows, below = np.stack(packed, axis=1), max(int(column.max(initial=0)) + 1 for column in packed)
     _, examples, distinct = np.unique(rows[:, 0], return_index=True, return_inverse=True)
     return examples, distinct.ravel()
+
+
+def _packed(rows: Array, bits: int) -> Array:
+    """The numbers of each row in one, each in so many bits."""
+    packed = np.zeros(len(rows), dtype=np.int64)
+    for position in range(rows.shape[1]):
+        packed |= rows[:, position].astype(np.int64) << (bits * position)
+    return packed
 
 
 class _StepKinds:
@@ -159,16 +186,44 @@ class _Open:
         self.written = np.zeros(len(self.kind), dtype=np.int64)
 
 
-def _lower_all(placements: Sequence[Placements], sources: Array, targets: Array, kinds: _StepKinds) -> Array:
-    """[pair, step]: the steps from `placements[sources[i]]` to `placements[targets[i]]`, as `redistribution.lower` finds them."""
-    mesh = kinds.mesh
+def _lower_all(placements: Sequence[Placements], sources: Array, targets: Array, kinds: _StepKinds) -> tuple[Array, Array]:
+    """The steps from `placements[sources[i]]` to `placements[targets[i]]`, as `redistribution.lower` finds them.
+
+    They are row `rows[i]` of `steps[row, step]`, where `steps, rows` comes back.
+    """
     alphabet = list(dict.fromkeys((R, P, *(p for state in placements for p in state))))
     letter = {p: code for code, p in enumerate(alphabet)}
     letters = _Letters(alphabet)
-    codes = np.array([[letter[p] for p in state] for state in placements], dtype=np.int64).reshape(len(placements), mesh.ndim)
-    current, wanted = codes[sources], codes[targets]
-    result = np.zeros((len(sources), MOST_STEPS), dtype=np.int64)
-    nothing = np.full(len(sources), -1)
+    codes = np.array([[letter[p] for p in state] for state in placements], dtype=np.int64).reshape(len(placements), kinds.mesh.ndim)
+    examples, rows = _alike(codes, sources, targets, letters)
+    return _lower(codes[sources[examples]], codes[targets[examples]], kinds, letters), rows
+
+
+def _alike(codes: Array, sources: Array, targets: Array, letters: _Letters) -> tuple[Array, Array]:
+    """An example of each kind of pair, and the kind of every pair: those of one kind differ in the names of dims alone.
+
+    What counts of a pair's placements is which of them are equal, which cut the same dim, and the class of their cost.
+    """
+    pair = [codes[places, axis] for places in (sources, targets) for axis in range(codes.shape[1])]
+    columns = [letters.cost_class[column].astype(np.int8) for column in pair]
+    for names in (pair, [letters.dim[column] for column in pair]):
+        columns += [_first_equal(names[: position + 1]) for position in range(1, len(names))]
+    return _distinct_rows(np.stack(columns, axis=1), max(len(pair), len(_EXAMPLES)))
+
+
+def _first_equal(columns: Sequence[Array]) -> Array:
+    """The first of the columns that equals the last, by row."""
+    first = np.full(len(columns[-1]), len(columns) - 1, dtype=np.int8)
+    for position in reversed(range(len(columns) - 1)):
+        first[columns[position] == columns[-1]] = position
+    return first
+
+
+def _lower(current: Array, wanted: Array, kinds: _StepKinds, letters: _Letters) -> Array:
+    """[pair, step]: the steps from `current` to `wanted`, both [pair, axis]; `current` is overwritten."""
+    mesh = kinds.mesh
+    result = np.zeros((len(current), MOST_STEPS), dtype=np.int64)
+    nothing = np.full(len(current), -1)
     pending = _Open(nothing.copy(), nothing.copy(), nothing.copy(), nothing.copy(), nothing.copy())
     active = np.flatnonzero((current != wanted).any(1))
     while len(active):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoplan.graph.ir import Graph, Node, Parameter, Ref
+from autoplan.graph.once import once
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class BlockRun:
         return f"{self.prefix}.{{{self.indices[0]}-{self.indices[-1]}}}"
 
 
+@once
 def find_blocks(graph: Graph) -> tuple[BlockRun, ...]:
     """All runs of at least two equal, consecutive copies, in execution order.
 

@@ -51,10 +51,10 @@ class Call:
     place: Place
     outputs: tuple[int, ...]
     address: str = ""
+    reads: tuple[int, ...] = field(init=False, repr=False, compare=False)  # kept, since many ask for it
 
-    @property
-    def reads(self) -> list[int]:
-        return [ref.value for ref in refs((self.args, self.kwargs))]
+    def __post_init__(self) -> None:
+        self.reads = tuple(ref.value for ref in refs((self.args, self.kwargs)))
 
 
 @dataclass

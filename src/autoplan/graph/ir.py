@@ -12,6 +12,8 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
+from autoplan.graph.once import Remembering
+
 ValueKind = Literal["input", "parameter", "buffer", "constant", "op"]
 
 ITEM_BYTES: Mapping[str, int] = {
@@ -110,7 +112,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Remembering):
     """A captured model: one step's forward, on global tensors.
 
     `constants` holds the real tensors (torch) that forward makes from literals, by value number. `mutations` maps the

@@ -11,7 +11,7 @@ import numpy as np
 
 from autoplan.assignment.gathers import regather_blocks
 from autoplan.assignment.names import block_of
-from autoplan.cost.compute import strategy_seconds
+from autoplan.cost.compute import local_call, strategy_seconds
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.moments import Moment
 from autoplan.cost.primitives import (
@@ -23,7 +23,7 @@ from autoplan.cost.primitives import (
 )
 from autoplan.cost.savings import SavedMap, Savings, local_bytes
 from autoplan.cost.seconds import ComputeCost
-from autoplan.cost.transitions import TransitionTable
+from autoplan.cost.transitions import Moves, TransitionTable
 from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Node, Value
 from autoplan.graph.segments import Segment, find_segments
@@ -72,6 +72,24 @@ class Prices:
     def prefixes(self) -> frozenset[str]:
         """Of the repeated blocks."""
         return foldable_prefixes(find_blocks(self.graph))
+
+    def alike(self, call: Call, strategies: Sequence[Strategy]) -> tuple[list[Strategy], Array]:
+        """Examples of strategies that cost and take the same, and by strategy which of them it is like.
+
+        Whichever axes cut a call, what counts is what is left of it to one device and the collectives inside it.
+        """
+        kinds: dict[tuple[object, ...], int] = {}
+        examples: list[Strategy] = []
+        numbers = []
+        for strategy in strategies:
+            local = local_call(call, strategy, self.mesh)
+            shapes = tuple(spec.shape for spec in (*local.operands, *local.outputs))
+            inside = tuple((row.inside, row.inside_backward) for row in strategy.rows)
+            number = kinds.setdefault((shapes, inside), len(examples))
+            if number == len(examples):
+                examples.append(strategy)
+            numbers.append(number)
+        return examples, np.array(numbers)
 
     def strategy_costs(self, node: Node, call: Call, strategies: Sequence[Strategy]) -> list[ComputeCost]:
         """What one op costs by each strategy, forward and backward, with the collectives inside it."""
@@ -140,22 +158,22 @@ class ValuePrices:
             return self.prices.options.precision != "bf16-master"
         return self.value.id in self.prices.saved.made or self.value.id in self.prices.saved.alias_of
 
-    def forward_s(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+    def forward_s(self, moves: Moves) -> Array:
         """[source, target]: seconds to bring the value to other placements."""
-        return self._moves_s(self.value.bytes, sources, targets)
+        return self._moves_s(self.value.bytes, moves)
 
-    def backward_s(self, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
+    def backward_s(self, moves: Moves) -> Array:
         """[source, target]: seconds to bring the gradient back."""
         nbytes = parameter_gradient_bytes(self.value.bytes, self.prices.options) if self.is_parameter else self.value.bytes
-        return self._moves_s(nbytes, sources, targets)
+        return self._moves_s(nbytes, moves)
 
     @property
     def has_gradient(self) -> bool:
         """Whether there is a gradient to bring back."""
         return self.prices.trains and self.value.needs_grad
 
-    def _moves_s(self, nbytes: int, sources: Sequence[Placements], targets: Sequence[Placements]) -> Array:
-        return self.prices.transitions.seconds(nbytes * self.companions, sources, targets) / self.companions
+    def _moves_s(self, nbytes: int, moves: Moves) -> Array:
+        return self.prices.transitions.seconds(nbytes * self.companions, moves) / self.companions
 
     def kept_bytes(self, used: Placements) -> int:
         """Bytes of a copy in placements `used` that lasts until backward; of a parameter that is not gathered again, if an op keeps it."""

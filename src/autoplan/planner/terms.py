@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoplan.assignment.names import block_of, kind_of_block
+from autoplan.cost.transitions import Moves
 from autoplan.graph.ir import Value
-from autoplan.placement import Placements, forward_of, gradient_of
+from autoplan.placement import Placements
 from autoplan.planner.candidates import Candidates
 from autoplan.planner.prices import Array, Prices, ValuePrices
 from autoplan.planner.problem import FORBIDDEN, Reader, Vector
+from autoplan.planner.states import StateNumbers, States
 
 RESOLUTION = 1e-7  # of the step's least compute time: what one unit of cost stands for
 TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
@@ -172,6 +174,7 @@ class _Pricer:
         self.source_nodes = {c: first + position for position, c in enumerate(candidates.sources)}
         first += len(candidates.sources)
         self.outputs = tuple(range(first, first + len(candidates.outputs)))
+        self.numbers = StateNumbers(prices.transitions)
 
     def terms(self) -> Terms:
         """Ops, sources and values."""
@@ -191,20 +194,21 @@ class _Pricer:
     def _op(self, c: int) -> OpTerms:
         members, call, strategies = self.classes.node_members[c], self.candidates.calls[c], self.candidates.strategies[c]
         node = self.graph.nodes[members[0]]
-        costs = self.prices.strategy_costs(node, call, strategies)
+        examples, like = self.prices.alike(call, strategies)
+        costs = self.prices.strategy_costs(node, call, examples)
         made = []
         for j, value in enumerate(node.outputs):
-            nbytes = np.array([self.prices.made_bytes(value, s.makes[j]) for s in strategies])
-            made.append((tuple(self.graph.nodes[member].outputs[j] for member in members), nbytes))
+            nbytes = np.array([self.prices.made_bytes(value, s.makes[j]) for s in examples])
+            made.append((tuple(self.graph.nodes[member].outputs[j] for member in members), nbytes[like]))
         return OpTerms(
             node.address,
             kind_of_block(block) if (block := block_of(node.address, self.prices.prefixes)) is not None else None,
             tuple(members),
-            np.array([cost.seconds for cost in costs]),
-            np.array([cost.forward_s + cost.inside_forward_s for cost in costs]),
-            (np.array([cost.forward_s + cost.backward_s for cost in costs]), np.array([cost.forward_s for cost in costs])),
-            np.array([self.prices.transient_bytes(call, s) for s in strategies]),
-            np.array([self.prices.kept_by_op_bytes(call, s) for s in strategies]),
+            np.array([cost.seconds for cost in costs])[like],
+            np.array([cost.forward_s + cost.inside_forward_s for cost in costs])[like],
+            (np.array([cost.forward_s + cost.backward_s for cost in costs])[like], np.array([cost.forward_s for cost in costs])[like]),
+            np.array([self.prices.transient_bytes(call, s) for s in examples])[like],
+            np.array([self.prices.kept_by_op_bytes(call, s) for s in examples])[like],
             tuple(made),
         )
 
@@ -223,13 +227,15 @@ class _Pricer:
             alike.setdefault(self._signature(value), []).append(value.id)
         found = []
         for (producer, output, readers), members in alike.items():
-            states = _States.of(self._made(producer, output), [self._needed(node, operand) for node, operand in readers])
+            states = States.of(self.numbers, self._made(producer, output), [self._needed(node, operand) for node, operand in readers])
             if states.needed:
-                found.append((tuple(members), producer, readers, states))
-                self.prices.transitions.announce(states.homes, states.placements)
-                if self.prices.trains and self.graph.values[members[0]].needs_grad:
-                    self.prices.transitions.announce(*states.gradients)
+                forward = self.prices.transitions.announce(states.homes, states.placements)
+                backward = self.prices.transitions.announce(*states.gradients) if self._has_gradient(members) else None
+                found.append((tuple(members), producer, readers, states, forward, backward))
         return tuple(self._value(*one) for one in found)
+
+    def _has_gradient(self, members: Sequence[int]) -> bool:
+        return self.prices.trains and self.graph.values[members[0]].needs_grad
 
     def _signature(self, value: Value) -> tuple[int, int, Readers]:
         if value.kind == "op":
@@ -243,12 +249,15 @@ class _Pricer:
         readers |= {(self.source_nodes[self.classes.value_class[buffer]], -1) for buffer in overwritten}
         return producer, output, tuple(sorted(readers))
 
-    def _value(self, members: tuple[int, ...], producer: int, readers: Readers, states: _States) -> ValueTerms:
+    def _value(
+        self, members: tuple[int, ...], producer: int, readers: Readers, states: States, forward: Moves, backward: Moves | None
+    ) -> ValueTerms:
         value = self.graph.values[members[0]]
         block = block_of(value.address, self.prices.prefixes) if value.kind == "parameter" else None
         prices = self.prices.of_value(value, block)
-        homes: Sequence[Placements | None] = states.homes if prices.home_is_free else [None] * len(states.produced)
-        again_s = prices.forward_s(states.homes, states.placements)
+        again_s = prices.forward_s(forward)
+        positions = {used: position for position, used in enumerate(states.placements)}
+        homes, uses = (self.prices.transitions.placements(numbers) for numbers in (states.homes, states.placements))
         return ValueTerms(
             name=value.address,
             kind=value.kind,
@@ -258,82 +267,49 @@ class _Pricer:
             readers=tuple(Reader(node, needs) for (node, _), needs in zip(readers, states.needs, strict=True)),
             made=states.made,
             forward_class=states.forward_class,
-            forward=self._forward(len(members), prices, states, again_s),
+            forward=self._forward(len(members), prices, forward, again_s),
             again_s=again_s,
-            backward=self._backward(len(members), prices, states),
-            free=tuple(states.placements.index(home) if home in states.placements else None for home in homes),
-            kept_bytes=np.array([prices.kept_bytes(used) for used in states.placements]),
-            in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in states.placements]),
-            unreduced_bytes=np.array([prices.unreduced_bytes(home) if prices.is_parameter else 0 for home in states.homes]),
+            backward=self._backward(len(members), prices, backward, states),
+            free=tuple(map(positions.get, states.homes)) if prices.home_is_free else (None,) * len(states.homes),
+            kept_bytes=np.array([prices.kept_bytes(used) for used in uses]),
+            in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in uses]),
+            unreduced_bytes=np.array([prices.unreduced_bytes(home) if prices.is_parameter else 0 for home in homes]),
             block=prices.block,
         )
 
-    def _forward(self, count: int, prices: ValuePrices, states: _States, seconds: Array) -> Array:
+    def _forward(self, count: int, prices: ValuePrices, moves: Moves, seconds: Array) -> Array:
         """[produced, placements]: what it costs to bring the values there, in backward once more where they are gathered again."""
         value = prices.value
-        counts = self.prices.transitions.collectives(states.homes, states.placements)
+        counts = self.prices.transitions.collectives(moves)
         costs = self._costs(seconds * count * (2 if prices.regathers else 1), counts)
         if value.kind == "parameter" and self.classes.value_class[value.id] in self.candidates.never_gathered:
             costs[counts > 0] = FORBIDDEN
         return costs
 
-    def _backward(self, count: int, prices: ValuePrices, states: _States) -> Array:
+    def _backward(self, count: int, prices: ValuePrices, moves: Moves | None, states: States) -> Array:
         """[produced, needed]: what it costs to bring the gradient back."""
-        if not prices.has_gradient:
+        if moves is None:
             return np.zeros((len(states.produced), len(states.needed)), dtype=np.int64)
-        counts = self.prices.transitions.collectives(*states.gradients)
-        return self._costs(prices.backward_s(*states.gradients) * count, counts).T
+        return self._costs(prices.backward_s(moves) * count, self.prices.transitions.collectives(moves)).T
 
     def _costs(self, seconds: Array, collectives: Array) -> Array:
         """The costs of redistributions: among plans that cost the same, the one with fewer collectives is read more easily."""
         return rounded(seconds, self.unit_s) + np.minimum(COLLECTIVE * collectives, MOST_PREFERENCE)
 
-    def _made(self, producer: int, output: int) -> list[Placements]:
+    def _made(self, producer: int, output: int) -> list[int]:
+        """The state that each strategy of a producer makes."""
         if producer < len(self.candidates.strategies):
-            return [strategy.makes[output] for strategy in self.candidates.strategies[producer]]
+            return self.numbers.of(("made", producer, output), (s.makes[output] for s in self.candidates.strategies[producer]))
         return self._source_states(producer)
 
-    def _needed(self, node: int, operand: int) -> list[Placements | None]:
+    def _needed(self, node: int, operand: int) -> list[int]:
+        """The state that each strategy of a reader needs."""
         if node < len(self.candidates.strategies):
-            return [strategy.needs[operand] for strategy in self.candidates.strategies[node]]
-        return list(self.candidates.outputs[node - self.outputs[0]]) if node >= self.outputs[0] else [*self._source_states(node)]
+            return self.numbers.of(("needed", node, operand), (s.needs[operand] for s in self.candidates.strategies[node]))
+        if node >= self.outputs[0]:
+            return self.numbers.of(("output", node), self.candidates.outputs[node - self.outputs[0]])
+        return self._source_states(node)
 
-    def _source_states(self, node: int) -> list[Placements]:
-        return list(self.candidates.sources[next(c for c, source in self.source_nodes.items() if source == node)])
-
-
-@dataclass(frozen=True, slots=True)
-class _States:
-    """The states of a value: those that strategies make, those that readers need, and the placements of the latter."""
-
-    produced: tuple[Placements, ...]
-    needed: tuple[Placements, ...]
-    placements: tuple[Placements, ...]
-    made: Vector  # by the producer's strategy
-    needs: tuple[tuple[int | None, ...], ...]  # by reader and its strategy
-    forward_class: Vector  # by needed state
-
-    @classmethod
-    def of(cls, made: Sequence[Placements], needs: Sequence[Sequence[Placements | None]]) -> _States:
-        """What the strategies of the producer make and those of each reader need."""
-        produced = {state: p for p, state in enumerate(dict.fromkeys(made))}
-        needed = {state: q for q, state in enumerate(dict.fromkeys(state for states in needs for state in states if state is not None))}
-        placements = {f: position for position, f in enumerate(dict.fromkeys(map(forward_of, needed)))}
-        return cls(
-            tuple(produced),
-            tuple(needed),
-            tuple(placements),
-            tuple(produced[state] for state in made),
-            tuple(tuple(None if state is None else needed[state] for state in states) for states in needs),
-            tuple(placements[forward_of(state)] for state in needed),
-        )
-
-    @property
-    def homes(self) -> list[Placements]:
-        """The placements of the produced states."""
-        return [forward_of(state) for state in self.produced]
-
-    @property
-    def gradients(self) -> tuple[list[Placements], list[Placements]]:
-        """Placements of gradients: from those of the needed states to those of the produced ones."""
-        return [gradient_of(state) for state in self.needed], [gradient_of(state) for state in self.produced]
+    def _source_states(self, node: int) -> list[int]:
+        c = next(c for c, source in self.source_nodes.items() if source == node)
+        return self.numbers.of(("source", c), self.candidates.sources[c])

@@ -6,24 +6,24 @@ sizes the earlier ones have left. A rule thereby never sees more than one axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 
 from autoplan.errors import TargetError
 from autoplan.placement import Mesh, Partial, R, Shard
 from autoplan.rules.registry import Rule, is_random, rule_of
-from autoplan.rules.row import Call, Row, Strategy, make_strategy
+from autoplan.rules.row import AxisStates, Call, Row, Strategy, axis_states, join_axes
 
 
 def strategies_of(call: Call, mesh: Mesh) -> tuple[Strategy, ...]:
     """Every strategy of a call on `mesh`, without repetitions; the all-replicated one is first."""
     found: dict[tuple[object, ...], Strategy] = {}
-    needs_grad = any(spec.needs_grad for spec in call.outputs)
-    for rows, part in _products(call, mesh.shape):
+    for choices, part in _Products(call, mesh.shape).of(call, 0):
+        rows = tuple(choice.row for choice in choices)
         if len({row.local for row in rows if row.local}) > 1:
             continue  # two local implementations of one op cannot both run it
-        for partial in _partial_forms(rows, mesh.shape, needs_grad):
-            strategy = make_strategy(rows, partial, call.operands, call.outputs, part)
+        for axes in product(*(choice.forms for choice in choices)):
+            strategy = join_axes(rows, axes, part)
             found.setdefault((strategy.needs, strategy.makes, strategy.local), strategy)
     return tuple(found.values())
 
@@ -93,26 +93,42 @@ def _is_possible(call: Call, row: Row) -> bool:
     return True
 
 
-def _products(call: Call, sizes: tuple[int, ...]) -> Iterator[tuple[tuple[Row, ...], Call]]:
-    """A row for each axis, with the call that is left to one rank."""
-    if not sizes:
-        yield (), call
-        return
-    here = on_axis(call, sizes[0])
-    for row in rows_of(here):
-        for rest, part in _products(cut_call(here, row, 1), sizes[1:]):
-            yield (row, *rest), part
-
-
 def on_axis(call: Call, axis_size: int) -> Call:
     """The call as an axis of that size sees it; `replace` would take most of the time that rules take."""
     return Call(call.op, call.args, call.kwargs, call.operands, call.outputs, axis_size, call.uncut)
 
 
-def _partial_forms(rows: tuple[Row, ...], sizes: tuple[int, ...], needs_grad: bool) -> Iterator[tuple[bool, ...]]:
-    """All-R rows come twice where a gradient flows: with whole and with partial gradients (the backward is linear)."""
-    forms: list[tuple[bool, ...]] = [()]
-    for row, n in zip(rows, sizes, strict=True):
-        choices = (False, True) if needs_grad and n > 1 and row.is_replicated else (False,)
-        forms = [(*form, choice) for form in forms for choice in choices]
-    yield from forms
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A row for one axis, and the states that follow from it in each of its forms.
+
+    All-R rows come twice where a gradient flows: with whole and with partial gradients (the backward is linear).
+    """
+
+    row: Row
+    forms: tuple[AxisStates, ...]
+
+
+class _Products:
+    """The rows for each axis that go together. What earlier axes leave of a call is often the same, and then asked once."""
+
+    def __init__(self, call: Call, sizes: tuple[int, ...]) -> None:
+        self._sizes = sizes
+        self._operands, self._outputs = call.operands, call.outputs
+        self._needs_grad = any(spec.needs_grad for spec in call.outputs)
+        self._known: dict[tuple[object, ...], list[tuple[tuple[_Choice, ...], Call]]] = {}
+
+    def of(self, call: Call, axis: int) -> list[tuple[tuple[_Choice, ...], Call]]:
+        """A choice for each axis from `axis` on, with the call that is left to one rank."""
+        if axis == len(self._sizes):
+            return [((), call)]
+        key = axis, *(spec.shape for spec in (*call.operands, *call.outputs))
+        if key not in self._known:
+            here = on_axis(call, self._sizes[axis])
+            choices = [(self._choice(row, axis), cut_call(here, row, 1)) for row in rows_of(here)]
+            self._known[key] = [((choice, *rest), part) for choice, left in choices for rest, part in self.of(left, axis + 1)]
+        return self._known[key]
+
+    def _choice(self, row: Row, axis: int) -> _Choice:
+        flags = (False, True) if self._needs_grad and self._sizes[axis] > 1 and row.is_replicated else (False,)
+        return _Choice(row, tuple(axis_states(row, flag, self._operands, self._outputs) for flag in flags))

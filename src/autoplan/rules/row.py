@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from autoplan.graph.ir import Graph, Node, Ref, map_refs
+from autoplan.graph.once import once
 from autoplan.placement import R_PARTIAL, Mesh, Placement, Placements, R, Replicate, cut
 
 
@@ -131,34 +133,41 @@ class Strategy:
         return "; ".join(parts)
 
 
-def make_strategy(
-    rows: tuple[Row, ...],
-    partial: tuple[bool, ...],
-    operands: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    part: Call | None = None,
-) -> Strategy:
-    """The strategy of `rows`, with the states that follow from them (DESIGN 4: gradient placements follow from the row)."""
-    needs: list[Placements | None] = []
-    for k, spec in enumerate(operands):
-        placements = [row.ins[k] for row in rows]
-        if any(p is None for p in placements):
-            needs.append(None)
-            continue
-        needs.append(tuple(_operand_state(row, flag, k, spec.needs_grad) for row, flag in zip(rows, partial, strict=True)))
-    makes = tuple(
-        tuple(R_PARTIAL if flag and row.outs[j] == R and spec.needs_grad else row.outs[j] for row, flag in zip(rows, partial, strict=True))
-        for j, spec in enumerate(outputs)
+@dataclass(frozen=True, slots=True)
+class AxisStates:
+    """What a row makes of a call on its axis: the states in which operands are read and outputs made, by number."""
+
+    partial: bool
+    needs: tuple[Placement | None, ...]
+    makes: tuple[Placement, ...]
+
+
+def axis_states(row: Row, partial: bool, operands: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> AxisStates:
+    """The states that follow from a row (DESIGN 4: gradient placements follow from the row)."""
+    replicated = R_PARTIAL if partial or not row.is_replicated else R
+    needs = tuple(
+        replicated if placement == R and spec.needs_grad and k not in row.whole else placement
+        for k, (placement, spec) in enumerate(zip(row.ins, operands, strict=True))
     )
-    return Strategy(rows, partial, tuple(needs), makes, part)
+    makes = tuple(
+        R_PARTIAL if partial and placement == R and spec.needs_grad else placement
+        for placement, spec in zip(row.outs, outputs, strict=True)
+    )
+    return AxisStates(partial, needs, makes)
 
 
-def _operand_state(row: Row, partial: bool, k: int, needs_grad: bool) -> Placement:
-    placement = row.ins[k]
-    assert placement is not None
-    if placement != R or not needs_grad or k in row.whole:
-        return placement
-    return R_PARTIAL if partial or not row.is_replicated else R
+def join_axes(rows: tuple[Row, ...], axes: Sequence[AxisStates], part: Call | None = None) -> Strategy:
+    """The strategy of one row for each axis; an operand that a row does not read is read on no axis."""
+    needs = tuple([None if None in placements else placements for placements in zip(*[axis.needs for axis in axes], strict=True)])
+    makes = tuple(zip(*[axis.makes for axis in axes], strict=True))
+    return Strategy(rows, tuple([axis.partial for axis in axes]), needs, makes, part)
+
+
+def make_strategy(
+    rows: tuple[Row, ...], partial: tuple[bool, ...], operands: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> Strategy:
+    """The strategy of `rows` for a call of these operands and outputs."""
+    return join_axes(rows, [axis_states(row, flag, operands, outputs) for row, flag in zip(rows, partial, strict=True)])
 
 
 def call_of(graph: Graph, node: Node, hints: dict[int, tuple[frozenset[int], ...]] | None = None, axis_size: int = 1) -> Call:
@@ -179,3 +188,9 @@ def call_of(graph: Graph, node: Node, hints: dict[int, tuple[frozenset[int], ...
     args, kwargs = map_refs(node.args, number), map_refs(node.kwargs, number)
     operands = tuple(map(spec, node.inputs))
     return Call(node.op, args, kwargs, operands, tuple(map(spec, node.outputs)), axis_size, tuple(spec.shape for spec in operands))
+
+
+@once
+def calls_of(graph: Graph) -> tuple[Call, ...]:
+    """All nodes as rules see them before any axis is cut, by number."""
+    return tuple(call_of(graph, node) for node in graph.nodes)
