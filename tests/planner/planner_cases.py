@@ -16,7 +16,7 @@ from autoplan.planner.build import Built
 from autoplan.planner.pipeline import PlanRequest, capture_for, plan_module
 from autoplan.planner.remedies import problem_of
 
-MLP = {"dim": 64, "hidden_dim": 256, "n_layers": 3, "classes": 16, "batch": 32}
+MLP: dict[str, Any] = {"dim": 64, "hidden_dim": 256, "n_layers": 3, "classes": 16, "batch": 32}
 LLAMA: dict[str, Any] = {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 128, "vocab_size": 128, "batch": 8, "seq": 64}
 GPT2: dict[str, Any] = {"dim": 64, "n_layers": 3, "n_heads": 4, "vocab_size": 128, "max_seq": 64, "batch": 8, "seq": 64}
 Module = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -60,7 +60,7 @@ def overlapping(mesh: str = "2x2", *, hides: float = 0.5, link: float = 1.0, **w
     links = plain.hardware.node_link
     faster = replace(
         links,
-        latency_s=tuple(seconds / link for seconds in links.latency_s),
+        latency_s=(links.latency_s[0] / link, links.latency_s[1] / link),
         bytes_per_s={kind: speed * link for kind, speed in links.bytes_per_s.items()},
     )
     return replace(plain, hardware=replace(plain.hardware, hides=hides, node_link=faster, digest=f"{hides} {link}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import groupby, pairwise, product
 
 from autoplan.graph.segments import Segment
 from autoplan.planner.terms import Terms
@@ -30,11 +30,20 @@ class Box:
         """The position of the prefix whose number is least certain."""
         return max(range(len(self.least)), key=lambda k: self.most[k] - self.least[k])
 
-    def halves(self) -> tuple[Box, Box]:
+    def halves(self) -> tuple[Box, ...]:
         """The box cut in its longest direction."""
         k = self.longest
-        middle = (self.least[k] + self.most[k]) // 2
-        return self.part(k, self.least[k], middle), self.part(k, middle + 1, self.most[k])
+        return self._cut(k, (self.least[k] + self.most[k]) // 2 + 1)
+
+    def around(self, number: int) -> tuple[Box, ...]:
+        """The box cut in its longest direction into what is below a number, at it and above; halves, where it lies outside."""
+        k = self.longest
+        return self._cut(k, number, number + 1) if self.least[k] <= number <= self.most[k] else self.halves()
+
+    def _cut(self, k: int, *starts: int) -> tuple[Box, ...]:
+        """The parts of the box that begin at these numbers in direction k, and the part before them."""
+        ends = (self.least[k], *starts, self.most[k] + 1)
+        return tuple(self.part(k, first, after - 1) for first, after in pairwise(ends) if first < after)
 
     def part(self, k: int, least: int, most: int) -> Box:
         """The box with other ends in direction k."""

@@ -211,8 +211,9 @@ class _Cheapest:
         top = UNLIMITED if self.cost is None else self.cost
         left = tuple(kept[u][costs - slack <= top] for u, costs in enumerate(below.conditional))
         if not self._is_enough(bound) and all(map(len, left)):
-            for half in box.halves():
-                self._push(family, half, bound, left)
+            known = self.best[1][k] if self.best is not None and self.best[0] is family else -1
+            for part in box.around(known):  # mostly the best number is known by then, and its neighbours' bounds say that it is
+                self._push(family, part, bound, left)
         return None
 
     def _solve(self, open_: _Open) -> None:
