@@ -9,7 +9,7 @@ says which strategies a better plan may still use, so that ranges get smaller in
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import ceil
@@ -22,7 +22,7 @@ from autoplan.planner.build import Built, build_problem
 from autoplan.planner.numbers import Box, Copies, Numbers
 from autoplan.planner.prices import Array
 from autoplan.planner.problem import NoneCheaper, Problem, Solution, evaluate, is_feasible, restricted
-from autoplan.planner.shares import SharedBound
+from autoplan.planner.shares import SharedBound, Shares
 from autoplan.planner.solve import smallest_memory, solve
 from autoplan.planner.solver.search import UNLIMITED
 
@@ -53,6 +53,7 @@ class _Open:
     number: int  # then in the order in which they came
     box: Box = field(compare=False)
     kept: Kept = field(compare=False)
+    shares: Mapping[str, Shares] = field(compare=False)
 
 
 def cheapest(
@@ -114,6 +115,7 @@ class _Cheapest(_Search):
         self.best: tuple[Numbers, tuple[int, ...]] | None = None
         self.fallback: tuple[Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
         self.open: list[_Open] = []
+        self.shares: Mapping[str, Shares] = {}  # of the problem without limits
         self.given_up: int | None = None  # the least bound of what time did not allow to finish
 
     def run(self, hint: Sequence[int] | None) -> Outcome | None:
@@ -125,7 +127,7 @@ class _Cheapest(_Search):
         if bound is not None and self._can_fit():
             everything = tuple(np.arange(len(node.costs)) for node in self.start.problem.nodes)
             for box in self.copies.pieces(root):
-                self._push(box, bound, everything)
+                self._push(box, bound, everything, self.shares)
         while self.open and not self._is_enough(self.open[0].bound):
             if self.left_s <= 0:
                 self._give_up(self.open[0].bound)
@@ -141,8 +143,10 @@ class _Cheapest(_Search):
         """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
         built = self.fixed(root.least)
         free = replace(built.problem, limits=(), peaks=())
+        shared = SharedBound(free, perf_counter() + self.left_s * FIRST_SHARE)
+        self.shares = shared.shares
         try:
-            found = solve(free, self.left_s * FIRST_SHARE)
+            found = solve(free, self.left_s * FIRST_SHARE, shared=shared)
         except OutOfTime:
             return UNKNOWN
         if found is None:
@@ -174,8 +178,8 @@ class _Cheapest(_Search):
         heapq.heapify(self.open)
         return found
 
-    def _push(self, box: Box, bound: int, kept: Kept) -> None:
-        heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), box, kept))
+    def _push(self, box: Box, bound: int, kept: Kept, shares: Mapping[str, Shares]) -> None:
+        heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), box, kept, shares))
 
     def _is_enough(self, bound: int) -> bool:
         """Whether what has this bound has nothing that is cheaper than the best by more than preferences."""
@@ -197,19 +201,21 @@ class _Cheapest(_Search):
             self._meet_between(box, ends, choice, kept)
             return None if self.cost is None else self.cost + slack
 
-        below = SharedBound(ends, self.deadline, None if self.cost is None else self.cost + slack, meet).below
+        shared = SharedBound(ends, self.deadline, None if self.cost is None else self.cost + slack, meet, open_.shares)
+        below = shared.below
         bound = max(open_.bound, below.value - slack)
         top = UNLIMITED if self.cost is None else self.cost
         left = tuple(kept[u][costs - slack <= top] for u, costs in enumerate(below.conditional))
         if not self._is_enough(bound) and all(map(len, left)):
             for half in box.halves():
-                self._push(half, bound, left)
+                self._push(half, bound, left, shared.shares)
         return None
 
     def _solve(self, open_: _Open) -> None:
         """The numbers of a box fixed, the cheapest choice."""
         problem = restricted(self.fixed(open_.box.least).problem, open_.kept)
         share = FIRST_SHARE if self.best is None and self.open else 1.0
+        end = perf_counter() + self.left_s * share
         rest = [other.bound for other in self.open[:1]]
 
         def report(cost: int, proved: int) -> None:
@@ -221,9 +227,13 @@ class _Cheapest(_Search):
         try:
             if self.cost is None:
                 hint = self._fitting(problem, self.left_s * share)
-                found = None if hint is None else solve(problem, self.left_s * share, hint=hint, on_progress=report)
+                if hint is None:
+                    return None
+                shared = SharedBound(problem, end, None, shares=open_.shares)
+                found = solve(problem, end - perf_counter(), hint=hint, shared=shared, on_progress=report)
             else:
-                found = solve(problem, self.left_s * share, cutoff=self.cost, on_progress=report)
+                shared = SharedBound(problem, end, self.cost, shares=open_.shares)
+                found = solve(problem, end - perf_counter(), cutoff=self.cost, shared=shared, on_progress=report)
         except OutOfTime:
             return self._give_up(open_.bound)
         if found is None:
