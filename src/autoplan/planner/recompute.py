@@ -115,6 +115,7 @@ class _Cheapest(_Search):
         self.best: tuple[Numbers, tuple[int, ...]] | None = None
         self.fallback: tuple[Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
         self.open: list[_Open] = []
+        self.ends: dict[Box, Problem] = {}
         self.shares: Mapping[str, Shares] = {}  # of the problem without limits
         self.given_up: int | None = None  # the least bound of what time did not allow to finish
 
@@ -194,7 +195,7 @@ class _Cheapest(_Search):
             return self._solve(open_)
         box, kept = open_.box, open_.kept
         k = box.longest
-        ends = [restricted(self.below(box.part(k, n, n), down=True).problem, kept) for n in (box.least[k], box.most[k])]
+        ends = [restricted(self._end(box.part(k, n, n)), kept) for n in (box.least[k], box.most[k])]
         slack = self.start.terms.rounding
 
         def meet(choice: Sequence[int]) -> int | None:
@@ -210,6 +211,12 @@ class _Cheapest(_Search):
             for half in box.halves():
                 self._push(half, bound, left, shared.shares)
         return None
+
+    def _end(self, box: Box) -> Problem:
+        """The problem, rounded down, at an end of a range, which is often one of its halves' too."""
+        if box not in self.ends:
+            self.ends[box] = self.below(box, down=True).problem
+        return self.ends[box]
 
     def _solve(self, open_: _Open) -> None:
         """The numbers of a box fixed, the cheapest choice."""
