@@ -237,10 +237,10 @@ class _Cheapest(_Search):
                 if hint is None:
                     return None
                 shared = SharedBound(problem, end, None, shares=open_.shares)
-                found = solve(problem, end - perf_counter(), hint=hint, shared=shared, on_progress=report)
+                found = solve(problem, end - perf_counter(), hint=hint, shared=shared, proved=open_.bound, on_progress=report)
             else:
                 shared = SharedBound(problem, end, self.cost, shares=open_.shares)
-                found = solve(problem, end - perf_counter(), cutoff=self.cost, shared=shared, on_progress=report)
+                found = solve(problem, end - perf_counter(), cutoff=self.cost, shared=shared, proved=open_.bound, on_progress=report)
         except OutOfTime:
             return self._give_up(open_.bound)
         if found is None:

@@ -26,6 +26,7 @@ def solve(
     *,
     hint: Sequence[int] | None = None,
     shared: SharedBound | None = None,
+    proved: int | None = None,
     on_progress: Report | None = None,
 ) -> Solution | None: ...
 @overload
@@ -36,6 +37,7 @@ def solve(
     cutoff: int,
     hint: Sequence[int] | None = None,
     shared: SharedBound | None = None,
+    proved: int | None = None,
     on_progress: Report | None = None,
 ) -> Solution | NoneCheaper | None: ...
 def solve(
@@ -45,11 +47,13 @@ def solve(
     cutoff: int | None = None,
     hint: Sequence[int] | None = None,
     shared: SharedBound | None = None,
+    proved: int | None = None,
     on_progress: Report | None = None,
 ) -> Solution | NoneCheaper | None:
     """The cheapest choice within the limits, or the best found in time with its bound; None where nothing fits.
 
-    `hint` is a choice to begin with, such as an older plan's; `shared` bounds the problem if that is done already. With a `cutoff` only choices cheaper than it are looked for, and
+    `hint` is a choice to begin with, such as an older plan's; `shared` bounds the problem if that is done already; none
+    costs less than `proved`. With a `cutoff` only choices cheaper than it are looked for, and
     NoneCheaper is the answer where none is found. Raises OutOfTime when without one the time limit passes before any choice is found.
     """
     deadline = _deadline(time_limit_s)
@@ -64,7 +68,9 @@ def solve(
 
     hints = [choice for choice in (shared.choice, hint) if choice is not None and is_feasible(problem, choice)]
     known = extended(model, min(hints, key=lambda choice: evaluate(problem, choice).cost or 0)) if hints else None
-    result = minimise_cost(model, deadline, known=known, outer=outer, cutoff=cutoff, gap=problem.tie - 1, on_progress=on_progress)
+    result = minimise_cost(
+        model, deadline, known=known, outer=outer, proved=proved, cutoff=cutoff, gap=problem.tie - 1, on_progress=on_progress
+    )
     if result is None:
         return None
     if result.choice is None and cutoff is not None:

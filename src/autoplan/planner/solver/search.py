@@ -86,6 +86,7 @@ def minimise_cost(
     *,
     known: Sequence[int] | None = None,
     outer: Outer | None = None,
+    proved: int | None = None,
     cutoff: int | None = None,
     gap: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -93,11 +94,12 @@ def minimise_cost(
     """The cheapest choice within the limits, to within `gap`; None where nothing fits. `known` is a choice to begin with.
 
     `outer(threshold)` bounds the model's strategies in choices of at most the threshold, if they are bounded already: closer than
-    in all, at UNLIMITED, or None. Only choices
+    in all, at UNLIMITED, or None; no choice costs less than `proved`. Only choices
     cheaper than `cutoff` are looked for: a result without a choice whose bound reaches it says that there is none. Ctrl-C ends
     the search like the deadline, unless no choice is known yet.
     """
     search = _Search(model, deadline, cutoff, gap, on_progress)
+    search.proved = max(search.proved, search.proved if proved is None else proved)
     if known is not None and model.fits(known):
         search.best.meet(known, model.cost_of(known))
     try:
