@@ -89,6 +89,7 @@ def test_no_bound_of_a_strategy_exceeds_what_a_choice_with_it_costs(seed: int) -
     least = min((cost for _, cost in known), default=0)
     for threshold in (None, least, least + 3):
         below = bounds.below if threshold is None else bounds.within(threshold)
+        assert below is not None, "small enough to be eliminated"
         for choice, cost in known:
             if threshold is None or cost <= threshold:
                 assert below.value <= cost

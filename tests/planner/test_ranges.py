@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from autoplan.planner.shares import SharedBound
 from autoplan.planner.solve import smallest_memory, solve
 
 LAYERS = 7
-GPT2 = {"dim": 64, "n_layers": LAYERS, "n_heads": 4, "vocab_size": 128, "max_seq": 64, "batch": 4, "seq": 32}
+GPT2: dict[str, Any] = {"dim": 64, "n_layers": LAYERS, "n_heads": 4, "vocab_size": 128, "max_seq": 64, "batch": 4, "seq": 32}
 FINE_GIB = 1.0  # so little that a unit of memory is 1024 bytes
 
 

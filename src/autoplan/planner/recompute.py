@@ -11,7 +11,7 @@ There may be several families of such problems, of which one costs more and take
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import ceil
@@ -24,7 +24,7 @@ from autoplan.planner.build import Built, build_problem
 from autoplan.planner.numbers import Box, Copies, Numbers
 from autoplan.planner.prices import Array
 from autoplan.planner.problem import NoneCheaper, Problem, Solution, evaluate, is_feasible, restricted
-from autoplan.planner.shares import SharedBound
+from autoplan.planner.shares import SharedBound, Shares
 from autoplan.planner.solve import smallest_memory, solve
 from autoplan.planner.solver.search import UNLIMITED
 
@@ -56,6 +56,7 @@ class _Open:
     family: _Family = field(compare=False)
     box: Box = field(compare=False)
     kept: Kept = field(compare=False)
+    shares: Mapping[str, Shares] = field(compare=False)
 
 
 def cheapest(
@@ -83,6 +84,7 @@ class _Family:
         self.copies = Copies(start.terms)
         self.limit = max(start.problem.limits)  # in memory units
         self._fixed: dict[Numbers, Built] = {}
+        self._ends: dict[Box, Problem] = {}
 
     def root(self) -> Box:
         """All numbers that pins allow."""
@@ -103,6 +105,12 @@ class _Family:
         most = self.copies.segments(box.most)
         return build_problem(self.start.terms, self.limit_bytes, self.copies.segments(box.least), most, down=down)
 
+    def end(self, box: Box) -> Problem:
+        """The problem, rounded down, at an end of a range, which is often one of its halves' too."""
+        if box not in self._ends:
+            self._ends[box] = self.below(box, down=True).problem
+        return self._ends[box]
+
 
 class _Cheapest:
     """The search for the cheapest."""
@@ -116,6 +124,7 @@ class _Cheapest:
         self.best: tuple[_Family, Numbers, tuple[int, ...]] | None = None
         self.fallback: tuple[_Family, Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
         self.open: list[_Open] = []
+        self.shares: Mapping[str, Shares] = {}  # of the problem without limits
         self.given_up: int | None = None  # the least bound of what time did not allow to finish
 
     @property
@@ -134,7 +143,7 @@ class _Cheapest:
             everything = tuple(np.arange(len(node.costs)) for node in first.start.problem.nodes)
             for family in filter(self._can_fit, self.families):
                 for box in family.copies.pieces(root):
-                    self._push(family, box, bound, everything)
+                    self._push(family, box, bound, everything, self.shares)
         while self.open and not self._is_enough(self.open[0].bound):
             if self.left_s <= 0:
                 self._give_up(self.open[0].bound)
@@ -150,8 +159,10 @@ class _Cheapest:
         """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
         built = family.fixed(root.least)
         free = replace(built.problem, limits=(), peaks=())
+        shared = SharedBound(free, perf_counter() + self.left_s * FIRST_SHARE)
+        self.shares = shared.shares
         try:
-            found = solve(free, self.left_s * FIRST_SHARE)
+            found = solve(free, self.left_s * FIRST_SHARE, shared=shared)
         except OutOfTime:
             return UNKNOWN
         if found is None:
@@ -183,8 +194,8 @@ class _Cheapest:
         heapq.heapify(self.open)
         return found
 
-    def _push(self, family: _Family, box: Box, bound: int, kept: Kept) -> None:
-        heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), family, box, kept))
+    def _push(self, family: _Family, box: Box, bound: int, kept: Kept, shares: Mapping[str, Shares]) -> None:
+        heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), family, box, kept, shares))
 
     def _is_enough(self, bound: int) -> bool:
         """Whether what has this bound has nothing that is cheaper than the best by more than preferences."""
@@ -199,21 +210,22 @@ class _Cheapest:
             return self._solve(open_)
         family, box, kept = open_.family, open_.box, open_.kept
         k = box.longest
-        ends = [restricted(family.below(box.part(k, n, n), down=True).problem, kept) for n in (box.least[k], box.most[k])]
+        ends = [restricted(family.end(box.part(k, n, n)), kept) for n in (box.least[k], box.most[k])]
         slack = family.start.terms.rounding
 
         def meet(choice: Sequence[int]) -> int | None:
             self._meet_between(family, box, ends, choice, kept)
             return None if self.cost is None else self.cost + slack
 
-        below = SharedBound(ends, self.deadline, None if self.cost is None else self.cost + slack, meet).below
+        shared = SharedBound(ends, self.deadline, None if self.cost is None else self.cost + slack, meet, open_.shares)
+        below = shared.below
         bound = max(open_.bound, below.value - slack)
         top = UNLIMITED if self.cost is None else self.cost
         left = tuple(kept[u][costs - slack <= top] for u, costs in enumerate(below.conditional))
         if not self._is_enough(bound) and all(map(len, left)):
             known = self.best[1][k] if self.best is not None and self.best[0] is family else -1
             for part in box.around(known):  # mostly the best number is known by then, and its neighbours' bounds say that it is
-                self._push(family, part, bound, left)
+                self._push(family, part, bound, left, shared.shares)
         return None
 
     def _solve(self, open_: _Open) -> None:
@@ -221,6 +233,7 @@ class _Cheapest:
         family = open_.family
         problem = restricted(family.fixed(open_.box.least).problem, open_.kept)
         share = FIRST_SHARE if self.best is None and self.open else 1.0
+        end = perf_counter() + self.left_s * share
         rest = [other.bound for other in self.open[:1]]
 
         def report(cost: int, proved: int) -> None:
@@ -232,9 +245,13 @@ class _Cheapest:
         try:
             if self.cost is None:
                 hint = _fitting(problem, self.left_s * share)
-                found = None if hint is None else solve(problem, self.left_s * share, hint=hint, on_progress=report)
+                if hint is None:
+                    return None
+                shared = SharedBound(problem, end, None, shares=open_.shares)
+                found = solve(problem, end - perf_counter(), hint=hint, shared=shared, proved=open_.bound, on_progress=report)
             else:
-                found = solve(problem, self.left_s * share, cutoff=self.cost, on_progress=report)
+                shared = SharedBound(problem, end, self.cost, shares=open_.shares)
+                found = solve(problem, end - perf_counter(), cutoff=self.cost, shared=shared, proved=open_.bound, on_progress=report)
         except OutOfTime:
             return self._give_up(open_.bound)
         if found is None:

@@ -7,7 +7,7 @@ out equal and move to the readers that use a state. Shares are counted in `WHOLE
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -16,15 +16,19 @@ import numpy as np
 from autoplan.planner.pairwise import Modeller, known_costs, price_of
 from autoplan.planner.problem import Problem, ProblemValue, evaluate
 from autoplan.planner.solver.bound import Bound, bound
+from autoplan.planner.solver.core import chosen_from, engine_for, glance
 from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import Elimination, TooWide
 from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span
 from autoplan.planner.solver.passing import Passing
-from autoplan.planner.solver.search import chosen_from, engine_for, glance
 
 WHOLE = 64
-ROUNDS = 12
-PATIENCE = 3  # rounds without a better bound
+ROUNDS = 24
+STEP = 0.5  # of the way to the readers that use a state, at first
+SHRINKING = 0.6  # of the step, where it leads to no better bound
+SHORTEST = 0.15
+LARGEST_TABLE = 8_000_000  # entries
+CLOSE = 1e-6  # of the bound: what is no better than that is not better
 
 
 class SharedBound:
@@ -33,6 +37,7 @@ class SharedBound:
     Only choices cheaper than `cutoff` count. With several problems, of the same nodes, values and rows, the bounds hold for
     each of them and for every problem whose amounts lie evenly between theirs: under given prices of memory the least cost of
     such a problem is a concave function of where it lies. `meet` is then told each choice and answers the best cost known.
+    `shares` are to begin with, by value, such as those of a similar problem; they end up as the best found.
     """
 
     def __init__(
@@ -41,11 +46,13 @@ class SharedBound:
         deadline: float | None,
         cutoff: int | None = None,
         meet: Callable[[Sequence[int]], int | None] | None = None,
+        shares: Mapping[str, Shares] | None = None,
     ) -> None:
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         self.problem = self.problems[0]
         self.deadline = deadline
-        self.shares = [_Shares.equal(value) for value in self.problem.values]
+        self.shares = {value.name: Shares.of(value, (shares or {}).get(value.name)) for value in self.problem.values}
+        assert len(self.shares) == len(self.problem.values), "names of values are distinct"
         self.choice: tuple[int, ...] | None = None
         self.cost = cutoff
         self.meet = meet or self._meet
@@ -53,37 +60,44 @@ class SharedBound:
         everything = [np.arange(len(node.costs)) for node in self.problem.nodes]
         self.below = self._rounds(everything, None, engine_for)
 
-    def within(self, threshold: int) -> Bound:
-        """Bounds on the choices of at most `threshold`: closer ones, if few enough strategies are left to be exact."""
+    def within(self, threshold: int) -> Bound | None:
+        """Closer bounds on the choices of at most `threshold`, None where too many strategies are left for that."""
         alive = [np.flatnonzero(conditional <= threshold) for conditional in self.below.conditional]
         if not all(map(len, alive)):
             return self.below
         try:
-            closer = self._rounds(alive, self.below.prices, lambda model, magnitude: Elimination(model, max(1, threshold)))
+            closer = self._rounds(alive, self.below.prices, lambda model, magnitude: Elimination(model, max(1, threshold), LARGEST_TABLE))
         except TooWide:
-            return self.below
+            return None
         return _stronger(self.below, closer)
 
     def _rounds(self, alive: Sequence[Array], prices: Array | None, engine: Callable[[Model, int], Passing | Elimination]) -> Bound:
         best: Bound | None = None
-        idle = 0
+        good, step = self.shares, STEP
+        engines: list[Passing | Elimination] = []
         for _ in range(ROUNDS):
             models = [_among(_Relaxation(problem, self.shares).model(), alive) for problem in self.problems]
             prices = np.zeros(len(models[0].limits)) if prices is None else prices
             assert len({len(model.limits) for model in models}) == 1, "prices are by row"
-            magnitude = max(map(glance, models))
-            engines = [engine(model, magnitude) for model in models]
+            if engines:
+                for running, model in zip(engines, models, strict=True):
+                    running.set_model(model)
+            else:
+                magnitude = max(map(glance, models))
+                engines = [engine(model, magnitude) for model in models]
             below = bound(
                 engines[0] if len(engines) == 1 else Either(engines), prices, lambda choice, used: self._met(alive, choice), self.deadline
             )
-            prices = below.prices
-            idle = 0 if best is None or below.value > best.value + abs(below.value) * 1e-8 else idle + 1
+            if best is None or below.value > best.value + abs(best.value) * CLOSE:
+                good, prices = self.shares, below.prices
+            else:
+                step *= SHRINKING
             best = below if best is None else _stronger(best, below)
             late = self.deadline is not None and perf_counter() > self.deadline
-            if late or idle >= PATIENCE or (self.cost is not None and self.cost <= best.value):
+            if late or step < SHORTEST or (self.cost is not None and self.cost <= best.value):
                 break
-            for value, share in zip(self.problem.values, self.shares, strict=True):
-                share.move(value, self.last)
+            self.shares = {value.name: self.shares[value.name].moved(value, self.last, step) for value in self.problem.values}
+        self.shares = good
         assert best is not None
         conditional = []
         for node, kept, costs in zip(self.problem.nodes, alive, best.conditional, strict=True):
@@ -118,8 +132,8 @@ def _among(model: Model, alive: Sequence[Array]) -> Model:
     return chosen_from(model, alive)
 
 
-@dataclass(slots=True)
-class _Shares:
+@dataclass(frozen=True, slots=True)
+class Shares:
     """What each reader pays of a value: `backward[r, q]`, `forward[r, f]`, and of the copies that are kept `kept[r, f]`."""
 
     backward: Array
@@ -127,30 +141,40 @@ class _Shares:
     kept: Array
 
     @classmethod
-    def equal(cls, value: ProblemValue) -> _Shares:
+    def of(cls, value: ProblemValue, known: Shares | None) -> Shares:
+        """What is known, if it is of such a value; else equal shares."""
         readers = len(value.readers)
+        if known is not None and (known.backward.shape, known.forward.shape) == (
+            (readers, len(value.forward_class)),
+            (readers, value.classes),
+        ):
+            return known
         keeps = np.array([r in value.keepers for r in range(readers)], dtype=float)[:, None]
         kept = np.repeat(keeps / max(keeps.sum(), 1), value.classes, axis=1)
         return cls(np.full((readers, len(value.forward_class)), 1 / readers), np.full((readers, value.classes), 1 / readers), kept)
 
-    def move(self, value: ProblemValue, choice: Sequence[int]) -> None:
-        """Half the way to charging only the readers that use a state, where any does."""
+    def moved(self, value: ProblemValue, choice: Sequence[int], step: float) -> Shares:
+        """A part of the way to charging only the readers that use a state, where any does."""
         states = np.array([-1 if (q := reader.needs[choice[reader.node]]) is None else q for reader in value.readers])
         classes = np.array([-1 if q < 0 else value.forward_class[q] for q in states])
         keeping = np.where([r in value.keepers for r in range(len(value.readers))], classes, -1)
-        for shares, used in ((self.backward, states), (self.forward, classes), (self.kept, keeping)):
-            for column in set(used.tolist()) - {-1}:
-                using = used == column
-                shares[:, column] = 0.5 * shares[:, column] + 0.5 * using / using.sum()
+        return Shares(_moved(self.backward, states, step), _moved(self.forward, classes, step), _moved(self.kept, keeping, step))
+
+
+def _moved(shares: Array, used: Array, step: float) -> Array:
+    moved = shares.copy()
+    for column in set(used.tolist()) - {-1}:
+        using = used == column
+        moved[:, column] = (1 - step) * shares[:, column] + step * using / using.sum()
+    return moved
 
 
 class _Relaxation(Modeller):
     """The modeller that charges shares in edges instead of adding nodes for what is shared."""
 
-    def __init__(self, problem: Problem, shares: Sequence[_Shares]) -> None:
+    def __init__(self, problem: Problem, shares: Mapping[str, Shares]) -> None:
         super().__init__(problem)
-        self.shares = dict(zip((value.name for value in problem.values), shares, strict=True))
-        assert len(self.shares) == len(shares), "names of values are distinct"
+        self.shares = shares
 
     def _share_value(
         self,

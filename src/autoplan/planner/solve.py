@@ -21,7 +21,13 @@ Report = Callable[[int, int], None]
 
 @overload
 def solve(
-    problem: Problem, time_limit_s: float | None = None, *, hint: Sequence[int] | None = None, on_progress: Report | None = None
+    problem: Problem,
+    time_limit_s: float | None = None,
+    *,
+    hint: Sequence[int] | None = None,
+    shared: SharedBound | None = None,
+    proved: int | None = None,
+    on_progress: Report | None = None,
 ) -> Solution | None: ...
 @overload
 def solve(
@@ -30,6 +36,8 @@ def solve(
     *,
     cutoff: int,
     hint: Sequence[int] | None = None,
+    shared: SharedBound | None = None,
+    proved: int | None = None,
     on_progress: Report | None = None,
 ) -> Solution | NoneCheaper | None: ...
 def solve(
@@ -38,25 +46,31 @@ def solve(
     *,
     cutoff: int | None = None,
     hint: Sequence[int] | None = None,
+    shared: SharedBound | None = None,
+    proved: int | None = None,
     on_progress: Report | None = None,
 ) -> Solution | NoneCheaper | None:
     """The cheapest choice within the limits, or the best found in time with its bound; None where nothing fits.
 
-    `hint` is a choice to begin with, such as an older plan's. With a `cutoff` only choices cheaper than it are looked for, and
+    `hint` is a choice to begin with, such as an older plan's; `shared` bounds the problem if that is done already; none
+    costs less than `proved`. With a `cutoff` only choices cheaper than it are looked for, and
     NoneCheaper is the answer where none is found. Raises OutOfTime when without one the time limit passes before any choice is found.
     """
     deadline = _deadline(time_limit_s)
     model = model_of(problem)
-    shared = SharedBound(problem, deadline, cutoff)
+    shared = shared or SharedBound(problem, deadline, cutoff)
     if any(not (conditional < UNLIMITED).any() for conditional in shared.below.conditional):
         return None
 
-    def outer(threshold: int) -> Bound:
-        return _over(model, shared.below if threshold == UNLIMITED else shared.within(threshold))
+    def outer(threshold: int) -> Bound | None:
+        closer = shared.below if threshold == UNLIMITED else shared.within(threshold)
+        return None if closer is None else _over(model, closer)
 
     hints = [choice for choice in (shared.choice, hint) if choice is not None and is_feasible(problem, choice)]
     known = extended(model, min(hints, key=lambda choice: evaluate(problem, choice).cost or 0)) if hints else None
-    result = minimise_cost(model, deadline, known=known, outer=outer, cutoff=cutoff, gap=problem.tie - 1, on_progress=on_progress)
+    result = minimise_cost(
+        model, deadline, known=known, outer=outer, proved=proved, cutoff=cutoff, gap=problem.tie - 1, on_progress=on_progress
+    )
     if result is None:
         return None
     if result.choice is None and cutoff is not None:

@@ -17,7 +17,7 @@ from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.priced import Priced
 
 LARGEST_TABLE = 2_000_000  # entries
-LARGEST_TOTAL = 25_000_000
+TABLES = 12  # of that size, at most
 
 
 class TooWide(Exception):
@@ -37,19 +37,28 @@ class _Step:
 class Elimination:
     """Takes out all nodes under changing prices; raises TooWide where that is too much work."""
 
-    def __init__(self, model: Model, magnitude: int) -> None:
-        self.model = model
+    def __init__(self, model: Model, magnitude: int, largest: int = LARGEST_TABLE) -> None:
+        """`magnitude` is about the cost of a good choice, for scaling; `largest` is how many entries a table may have."""
         self.priced = Priced(model, magnitude)
         self.sizes = [len(costs) for costs in model.costs]
-        self.steps = _plan(model, self.sizes)
+        self.steps = _plan(model, self.sizes, largest)
         self.tables: list[Array] = []
         self.results: list[Array] = []
         self.value = 0
 
     @property
+    def model(self) -> Model:
+        """Whose nodes are taken out."""
+        return self.priced.model
+
+    @property
     def bound(self) -> int:
         """The bound on the cost of every choice within the limits."""
         return self.priced.unscaled(self.value)
+
+    def set_model(self, model: Model) -> None:
+        """Go on with a model of the same nodes, strategies and edges, without prices."""
+        self.priced.set_model(model)
 
     def set_prices(self, rows: Array, *, whole: bool = False) -> None:
         """Other prices of the rows, in cost per unit of use."""
@@ -107,7 +116,7 @@ class Elimination:
         return array.reshape([self.sizes[node] if node in axes else 1 for node in (*step.scope, step.node)])
 
 
-def _plan(model: Model, sizes: Sequence[int]) -> list[_Step]:
+def _plan(model: Model, sizes: Sequence[int], largest: int) -> list[_Step]:
     """The order in which to take nodes out: always the one whose table is smallest."""
     near = {u: set(around) for u, around in enumerate(model.neighbours())}
     edges = {u: set(around) for u, around in near.items()}
@@ -121,7 +130,7 @@ def _plan(model: Model, sizes: Sequence[int]) -> list[_Step]:
     while near:
         u = min(weight, key=lambda node: (weight[node], node))
         total += weight[u]
-        if weight[u] > LARGEST_TABLE or total > LARGEST_TOTAL:
+        if weight[u] > largest or total > TABLES * largest:
             raise TooWide
         around = near.pop(u)
         del weight[u]

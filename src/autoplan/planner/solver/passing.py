@@ -11,7 +11,7 @@ within the limits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -121,16 +121,27 @@ class Passing:
             chosen.append(int(total.argmin()))
         return tuple(chosen)
 
+    def set_model(self, model: Model) -> None:
+        """Go on with a model of the same nodes, strategies and edges, without prices; what the messages have moved stays moved."""
+        before = list(self.priced.nodes)
+        self.priced.set_model(model)
+        self._recharge(range(len(before)), before, model.edges)
+        self.conditional = [np.full(len(costs), -FORBIDDEN) for costs in model.costs]
+
     def set_prices(self, rows: Array, *, whole: bool = False) -> None:
         """Go on under other prices of the rows (in cost per unit of use); what the messages have moved stays moved."""
         before = list(self.priced.nodes)
         self.priced.set_prices(rows, whole=whole)
-        for u in self.priced.charged_nodes:
+        self._recharge(self.priced.charged_nodes, before, self.priced.charged_edges)
+
+    def _recharge(self, nodes: Iterable[int], before: list[Array], edges: Collection[tuple[int, int]]) -> None:
+        """Take over what nodes, charged as `before`, and edges are charged now."""
+        for u in nodes:
             self.theta[u] += self.priced.nodes[u] - before[u]
-        for u, w in self.priced.charged_edges:
+        for u, w in edges:
             matrix = self.priced.edges[u, w]
             self._link_to(u, w).matrix, self._link_to(w, u).matrix = np.ascontiguousarray(matrix.T), matrix
-        self._pull(self.priced.charged_edges)
+        self._pull(edges)
 
     def _link_to(self, u: int, w: int) -> _Link:
         return next(link for link in (self.later[u] if u < w else self.earlier[u]) if link.other == w)

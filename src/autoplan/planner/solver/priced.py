@@ -15,9 +15,13 @@ class Priced:
 
     def __init__(self, model: Model, magnitude: int, cap: int = CAP) -> None:
         """`magnitude` is about the cost of a good choice: it sets the scale."""
-        self.model = model
         self.cap = cap
         self.scale = 1 << max(0, BITS - max(1, magnitude).bit_length())
+        self.set_model(model)
+
+    def set_model(self, model: Model) -> None:
+        """Begin again, without prices, with a model whose costs and usage may be others."""
+        self.model = model
         self.offset = 0
         self.nodes = [self._scaled(costs) for costs in model.costs]
         self.edges = {pair: self._scaled(edge.cost) for pair, edge in model.edges.items()}

@@ -15,12 +15,12 @@ from time import perf_counter
 import numpy as np
 
 from autoplan.planner.solver.bound import Bound, bound
-from autoplan.planner.solver.eliminate import Elimination, TooWide
+from autoplan.planner.solver.branching import Branching
+from autoplan.planner.solver.core import Way, engine_for, glance, restricted
 from autoplan.planner.solver.improve import Improver
 from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
 from autoplan.planner.solver.passing import Passing
-from autoplan.planner.solver.priced import BITS
 from autoplan.planner.solver.reduce import Infeasible, reduce
 from autoplan.planner.solver.trail import Trail
 
@@ -42,14 +42,13 @@ BANDS = (
     1.0,
     10.0,
 )  # how far above what is proved the next threshold is guessed
-SHRINKING = 0.8  # of the strategies: if more are left, bounding once more would not help
 UNLIMITED = 1 << 55
 REDUCING, FIRST_CHOICE, BOUNDING, IMPROVING = 0.6, 0.1, 0.4, 0.3  # parts of the time left, at most
 NEAR = 0.01  # of what is proved
-LARGEST_CORE = 150_000  # pairs of strategies: beyond, CP-SAT would not come to an end in any time limit
 PATIENCE = 40  # forests that lead to nothing better
 NEIGHBOURHOODS = 60  # the same
-GLANCE = 5  # sweeps, to see how much a good choice may cost
+
+Outer = Callable[[int], Bound | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +85,21 @@ def minimise_cost(
     deadline: float | None,
     *,
     known: Sequence[int] | None = None,
-    outer: Callable[[int], Bound] | None = None,
+    outer: Outer | None = None,
+    proved: int | None = None,
     cutoff: int | None = None,
     gap: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Result | None:
     """The cheapest choice within the limits, to within `gap`; None where nothing fits. `known` is a choice to begin with.
 
-    `outer(threshold)` bounds the model's strategies in choices of at most the threshold, if they are bounded already. Only choices
+    `outer(threshold)` bounds the model's strategies in choices of at most the threshold, if they are bounded already: closer than
+    in all, at UNLIMITED, or None; no choice costs less than `proved`. Only choices
     cheaper than `cutoff` are looked for: a result without a choice whose bound reaches it says that there is none. Ctrl-C ends
     the search like the deadline, unless no choice is known yet.
     """
     search = _Search(model, deadline, cutoff, gap, on_progress)
+    search.proved = max(search.proved, search.proved if proved is None else proved)
     if known is not None and model.fits(known):
         search.best.meet(known, model.cost_of(known))
     try:
@@ -122,29 +124,22 @@ class _Search:
         self.reduced, self.trail = model, Trail(nodes=tuple(range(len(model.costs))))
         self.met: tuple[int, ...] | None = None  # the best choice of the reduced model
 
-    def run(self, outer: Callable[[int], Bound] | None) -> Result:
+    def run(self, outer: Outer | None) -> Result:
         """Bounds, choices, and bands between both; raises Infeasible."""
         if outer is None:
             self.reduced, self.trail = reduce(self.model, self._share(REDUCING))
-        below = outer(UNLIMITED) if outer else self._bound()
+        below = (outer and outer(UNLIMITED)) or self._bound()
         self.proved = max(self.proved, below.value)
         if outer is None or self.best.cost is None:
             self._improve(below)
         for slack in (*BANDS, None):
             if self.best.below is not None and self.best.below - self.proved <= (0 if self.best.cost is None else self.gap):
                 break
-            guess = None if outer and self._is_near() else slack
-            threshold = UNLIMITED if guess is None else self.proved + max(1, int(guess * abs(self.proved)))
-            if self.best.cost is not None:
-                threshold = min(threshold, self.best.cost)
-            if self.cutoff is not None:
-                threshold = min(threshold, self.cutoff - 1)
-            closer = outer(threshold) if outer else below
+            threshold, closer = self._guess(slack, below, outer)
             known = self.best.choice if outer else self.met
             assert self._allows(closer, threshold, known), "a bound is above what a known choice costs"
-            found = _cheapest_within(self.reduced, closer, threshold, self.deadline, self.gap, self.on_progress)
-            if found.choice is not None:
-                self._meet(found.choice, self.reduced.used_by(found.choice))
+            branching = Branching(threshold, self.deadline, gap=self.gap, meet=self._take, on_progress=self.on_progress)
+            found = branching.cheapest(self.reduced, closer)
             if not found.finished:
                 self.proved = max(self.proved, min(found.bound or self.proved, threshold))
                 if self.deadline is not None:
@@ -157,6 +152,19 @@ class _Search:
                 raise Infeasible
             self.proved = threshold if threshold == self.best.cost else threshold + 1
         return self.result(finished=True)
+
+    def _guess(self, slack: float | None, below: Bound, outer: Outer | None) -> tuple[int, Bound]:
+        """A threshold, and bounds on choices of at most that: what the best choice costs if it is near, and there are such bounds."""
+        for guess in (None, slack) if outer and self._is_near() else (slack,):
+            threshold = UNLIMITED if guess is None else self.proved + max(1, int(guess * abs(self.proved)))
+            if self.best.cost is not None:
+                threshold = min(threshold, self.best.cost)
+            if self.cutoff is not None:
+                threshold = min(threshold, self.cutoff - 1)
+            closer = outer(threshold) if outer else None
+            if closer is not None:
+                return threshold, closer
+        return threshold, below
 
     def _is_near(self) -> bool:
         """Whether the best choice is so close to what is proved that there is no need to guess lower thresholds first."""
@@ -189,6 +197,12 @@ class _Search:
                     self.on_progress(cost, self.proved)
         return self.best.below
 
+    def _take(self, choice: Sequence[int], cost: int) -> None:
+        """A choice of the reduced model within the limits."""
+        if self.best.below is None or cost < self.best.below:
+            self.met = tuple(choice)
+            self.best.meet(self.trail.expand(choice), cost)
+
     def _bound(self) -> Bound:
         """The bounds by messages and prices; on the way a first choice within the limits, in case that there is no time for more."""
         passing = Passing(self.reduced, glance(self.reduced))
@@ -218,56 +232,6 @@ class _Search:
             idle = 0 if around.step(end) else idle + 1
             if not idle:
                 self._meet(around.choice, around.used)
-
-
-def _cheapest_within(
-    model: Model, below: Bound, threshold: int, deadline: float | None, gap: int, on_progress: Callable[[int, int], None] | None
-) -> Found:
-    """The cheapest choice that costs at most `threshold`: prune and bound by turns while that helps, then CP-SAT."""
-    core, way, best = model, _Way(), _Best()
-
-    def meet(choice: Sequence[int], used: Array) -> int | None:
-        if (used <= core.limits).all():
-            cost = core.cost_of(choice)
-            if cost is not None and cost <= threshold:
-                best.meet(way.back(choice), cost)
-        return best.cost
-
-    while True:
-        before = core.strategies
-        try:
-            core, kept = restricted(core, below, threshold)
-            core, trail = reduce(core, deadline)
-            prices = trail.prices(below.prices)
-        except Infeasible:
-            return Found(best.choice, threshold if best.choice else None, True)
-        way = way.then(kept, trail)
-        if not core.costs:
-            best.meet(way.back(()), core.constant if core.constant <= threshold else None)
-            return Found(best.choice, best.cost, True)
-        engine = engine_for(core, threshold)
-        if isinstance(engine, Passing) and core.strategies > SHRINKING * before:
-            break
-        below = bound(engine, prices, meet, deadline)
-        prices = below.prices
-        if best.cost is not None:
-            threshold = min(threshold, best.cost)
-            if best.cost - below.value <= gap:
-                return Found(best.choice, below.value, True)
-        if below.value > threshold:
-            return Found(None, None, True)
-        if deadline is not None and perf_counter() > deadline:
-            return Found(best.choice, below.value, False)
-        if core.strategies > SHRINKING * before:
-            break
-    if deadline is not None and sum(edge.cost.size for edge in core.edges.values()) > LARGEST_CORE:
-        return Found(best.choice, below.value, False)
-    from autoplan.planner.solver import cpsat  # here, since ortools loads pandas, and most problems are solved before
-
-    found = cpsat.cheapest(core, threshold, np.flatnonzero(prices > 0).tolist(), deadline, gap=gap, on_progress=on_progress)
-    if found.choice is not None:
-        best.meet(way.back(found.choice), core.cost_of(found.choice))
-    return replace(found, choice=best.choice)
 
 
 def minimise_peak(model: Model, deadline: float | None, enough: int | None = None) -> Result | None:
@@ -322,7 +286,7 @@ def _smallest_within(model: Model, below: Bound, threshold: int, deadline: float
     try:
         core, kept = restricted(model, below, threshold)
         core, trail = reduce(replace(core, limits=core.limits + threshold))
-        way = _Way().then(kept, trail)
+        way = Way().then(kept, trail)
         if not core.costs:
             return Found(way.back(()), threshold, True)
         rows = len(core.limits)
@@ -342,58 +306,3 @@ def _smallest_within(model: Model, below: Bound, threshold: int, deadline: float
     found = cpsat.least_excess(core, np.flatnonzero(prices > 0).tolist(), deadline)
     bound_ = threshold + 1 if found.choice is None and found.finished else None if found.bound is None else found.bound + threshold
     return Found(None if found.choice is None else way.back(found.choice), bound_, found.finished)
-
-
-def engine_for(model: Model, magnitude: int) -> Passing | Elimination:
-    """The stronger bound where it is possible."""
-    try:
-        return Elimination(model, max(1, magnitude))
-    except TooWide:
-        return Passing(model, max(1, magnitude))
-
-
-class _Way:
-    """From a choice of a core back to one of the model it was cut from."""
-
-    def __init__(self, legs: tuple[tuple[list[Array], Trail], ...] = ()) -> None:
-        self.legs = legs
-
-    def then(self, kept: list[Array], trail: Trail) -> _Way:
-        """One leg more."""
-        return _Way((*self.legs, (kept, trail)))
-
-    def back(self, choice: Sequence[int]) -> tuple[int, ...]:
-        """The choice of the model at the beginning."""
-        for kept, trail in reversed(self.legs):
-            choice = tuple(int(keep[s]) for keep, s in zip(kept, trail.expand(choice), strict=True))
-        return tuple(choice)
-
-
-def restricted(model: Model, below: Bound, threshold: int) -> tuple[Model, list[Array]]:
-    """The model with only those strategies that a choice at or under the threshold may use, and their former numbers."""
-    kept = [np.flatnonzero(conditional <= threshold) for conditional in below.conditional]
-    if not all(map(len, kept)):
-        raise Infeasible
-    return chosen_from(model, kept), kept
-
-
-def chosen_from(model: Model, kept: Sequence[Array]) -> Model:
-    """The model with only the strategies `kept` of each node."""
-    edges = {}
-    for (u, w), edge in model.edges.items():
-        usage = {span: amounts[kept[u]][:, kept[w]] for span, amounts in edge.usage.items()}
-        edges[u, w] = replace(edge, cost=edge.cost[kept[u]][:, kept[w]], usage=usage)
-    return replace(
-        model,
-        costs=[costs[keep] for costs, keep in zip(model.costs, kept, strict=True)],
-        usage=[{span: amounts[keep] for span, amounts in usage.items()} for usage, keep in zip(model.usage, kept, strict=True)],
-        edges=edges,
-    )
-
-
-def glance(model: Model) -> int:
-    """About what a good choice costs, if not more than that: the magnitude that bounds are scaled by."""
-    passing = Passing(model, 1 << BITS)
-    for _ in range(GLANCE):
-        passing.sweep()
-    return max(1, abs(passing.bound - model.constant))
