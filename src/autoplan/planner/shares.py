@@ -26,7 +26,8 @@ WHOLE = 64
 ROUNDS = 24
 STEP = 0.5  # of the way to the readers that use a state, at first
 SHRINKING = 0.6  # of the step, where it leads to no better bound
-SHORTEST = 0.15
+SHORTEST = 0.2
+PATIENCE = 0.2  # of the shortest step, where bounds are too weak to go on
 LARGEST_TABLE = 8_000_000  # entries
 CLOSE = 1e-6  # of the bound: what is no better than that is not better
 
@@ -57,8 +58,7 @@ class SharedBound:
         self.cost = cutoff
         self.meet = meet or self._meet
         self.last: tuple[int, ...] = ()
-        everything = [np.arange(len(node.costs)) for node in self.problem.nodes]
-        self.below = self._rounds(everything, None, engine_for)
+        self.below = self._rounds([np.arange(len(node.costs)) for node in self.problem.nodes], None, engine_for)
 
     def within(self, threshold: int) -> Bound | None:
         """Closer bounds on the choices of at most `threshold`, None where too many strategies are left for that."""
@@ -68,10 +68,28 @@ class SharedBound:
         try:
             closer = self._rounds(alive, self.below.prices, lambda model, magnitude: Elimination(model, max(1, threshold), LARGEST_TABLE))
         except TooWide:
-            return None
+            return self._patiently(alive, threshold)
         return _stronger(self.below, closer)
 
-    def _rounds(self, alive: Sequence[Array], prices: Array | None, engine: Callable[[Model, int], Passing | Elimination]) -> Bound:
+    def _patiently(self, alive: Sequence[Array], threshold: int) -> Bound | None:
+        """The same after shorter steps among the strategies that are left, so that fewer are."""
+        again = self._rounds(alive, self.below.prices, engine_for, SHORTEST * PATIENCE)
+        narrower = [kept[again.conditional[u][kept] <= threshold] for u, kept in enumerate(alive)]
+        if not all(map(len, narrower)):
+            return _stronger(self.below, again)
+        try:
+            closer = self._rounds(narrower, again.prices, lambda model, magnitude: Elimination(model, max(1, threshold), LARGEST_TABLE))
+        except TooWide:
+            return None
+        return _stronger(self.below, _stronger(again, closer))
+
+    def _rounds(
+        self,
+        alive: Sequence[Array],
+        prices: Array | None,
+        engine: Callable[[Model, int], Passing | Elimination],
+        shortest: float = SHORTEST,
+    ) -> Bound:
         best: Bound | None = None
         good, step = self.shares, STEP
         engines: list[Passing | Elimination] = []
@@ -94,7 +112,7 @@ class SharedBound:
                 step *= SHRINKING
             best = below if best is None else _stronger(best, below)
             late = self.deadline is not None and perf_counter() > self.deadline
-            if late or step < SHORTEST or (self.cost is not None and self.cost <= best.value):
+            if late or step < shortest or (self.cost is not None and self.cost <= best.value):
                 break
             self.shares = {value.name: self.shares[value.name].moved(value, self.last, step) for value in self.problem.values}
         self.shares = good

@@ -1,8 +1,8 @@
-"""The search: reduce, bound, drop what cannot be in a good choice, and give what is left to CP-SAT.
+"""The search: reduce, bound, drop what cannot be in a good choice, and search through what is left.
 
 Guess a threshold a little above the bound. A choice at or under it uses only strategies whose own bound is at or under it,
-so all others go, the reductions begin again, and CP-SAT looks at the rest. The best choice it finds is the optimum; if there
-is none, the optimum is above the threshold, and the next guess is higher.
+so all others go, and `branching` looks at the rest. The best choice it finds is the optimum; if there is none, the optimum is
+above the threshold, and the next guess is higher.
 """
 
 from __future__ import annotations
