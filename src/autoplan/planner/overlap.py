@@ -19,7 +19,8 @@ from autoplan.planner.build import Built, build_problem
 from autoplan.planner.problem import cost_of
 from autoplan.planner.recompute import Outcome, cheapest
 
-WEIGHINGS = 8  # at most: each halves what is not known of a weight
+WEIGHINGS = 5  # at most: each halves what is not known of a weight
+CLOSE = 1e-3  # of the cost: a gap of no more is not worth another search, costs are not known so well
 Report = Callable[[int, int], None]
 
 
@@ -52,8 +53,8 @@ def cheapest_overlapped(
         true, waits = _true(found, start, limit_bytes)
         proved = max(proved, found.solution.bound - (0 if weights.are_whole else terms.rounding))
         best = true if best is None or true.solution.cost < best.solution.cost else best
-        is_enough = proved > best.solution.cost - start.problem.tie
-        if is_enough or perf_counter() > deadline or not weights.move(waits):
+        is_close = proved > best.solution.cost - max(start.problem.tie, CLOSE * best.solution.cost)
+        if is_close or perf_counter() > deadline or not weights.move(waits):
             break
     assert best is not None
     cost = best.solution.cost

@@ -156,7 +156,7 @@ class _Search:
     def _guess(self, slack: float | None, below: Bound, outer: Outer | None) -> tuple[int, Bound]:
         """A threshold, and bounds on choices of at most that: what the best choice costs if it is near, and there are such bounds."""
         for guess in (None, slack) if outer and self._is_near() else (slack,):
-            threshold = UNLIMITED if guess is None else self.proved + max(1, int(guess * abs(self.proved)))
+            threshold = UNLIMITED if guess is None else min(UNLIMITED, self.proved + max(1, int(guess * abs(self.proved))))
             if self.best.cost is not None:
                 threshold = min(threshold, self.best.cost)
             if self.cutoff is not None:
