@@ -111,6 +111,8 @@ def missing() -> Missing:
         for form in FORMS:
             found[name.partition(",")[0], f"{name}, form {form}"] = missing_rows(partial(_catalogued, make, form))
     for name, case in cases().items():
+        if "EMPTY_CASES" in name:
+            continue  # what these hold is not defined: a row that they do not list may seem right by chance
         found[case[0], name] = missing_rows(partial(redrawn, case))
     return found
 

@@ -40,19 +40,18 @@ def test_factories(prove_op: Callable[..., int], case: str) -> None:
     assert prove_op(*CASES[case], **kwargs) > 0
 
 
-# not called ..CASES: what these hold is not defined, so nothing about it can be tried out (test_completeness)
-EMPTY = {
+EMPTY_CASES = {
     "empty": ("aten.empty.memory_format", [6, 6]),
     "empty_like": ("aten.empty_like.default", X),
     "new_empty": ("aten.new_empty.default", X, [6, 6]),
 }
 
 
-@pytest.mark.parametrize("case", EMPTY)
+@pytest.mark.parametrize("case", EMPTY_CASES)
 def test_what_is_empty_is_zero_on_every_rank(case: str) -> None:
     """What `empty` holds is anyone's guess: there are no values to compare."""
     mesh = Mesh(("x",), (3,))
-    call, operands = example_call(*EMPTY[case])
+    call, operands = example_call(*EMPTY_CASES[case])
     made = {s.makes[0]: localize(call, s, mesh).run(operands, group=None) for s in strategies_of(call, mesh)}  # type: ignore[arg-type]
     assert {place: y.shape for place, y in made.items()} == {(R,): (6, 6), (Shard(0),): (2, 6), (Shard(1),): (6, 2)}
     assert all(not y.any() for y in made.values())

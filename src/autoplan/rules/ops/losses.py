@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import nan, prod
 from typing import Any
 
 import torch
@@ -105,7 +106,8 @@ def local_cross_entropy(call: LocalCall) -> Tensor:
         return total
     if target.is_floating_point():
         whole = call.call.operands[0]
-        return total / (torch.Size(whole.shape).numel() // whole.shape[classes])
+        batch = prod(size for dim, size in enumerate(whole.shape) if dim != classes)
+        return total / (batch if whole.shape[classes] else nan)  # torch takes elements / classes
     counted = target != ignore
     count = (counted if weight is None else weight[torch.where(counted, target, 0)] * counted).sum().to(total.dtype)
     for axis in sorted(batch_axes):
