@@ -122,7 +122,7 @@ def test_a_plan_states_whole_placements_for_what_forward_overwrites() -> None:
     assert plan.buffers["seen"].use == (R, R)
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 def test_compiled_batch_norms_compute_the_same(pool: WorkerPool) -> None:
     for eager, fast, difference in pool.run(process_jobs.compiled, CONVNET, random_plan(CONVNET, mesh_of(2, 2), 3)):
         assert fast == pytest.approx(eager, rel=1e-5)

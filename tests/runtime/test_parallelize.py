@@ -131,7 +131,7 @@ def test_the_compiled_program_computes_the_same(pool: WorkerPool, seed: int) -> 
         assert difference < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 def test_a_compiled_llama_computes_the_same(pool: WorkerPool, plan: Plan) -> None:
     for eager, fast, difference in pool.run(process_jobs.compiled, TINY, plan):
         assert fast == pytest.approx(eager, rel=1e-5)
