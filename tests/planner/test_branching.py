@@ -16,7 +16,9 @@ from autoplan.planner.solve import solve
 from autoplan.planner.solver import branching, cpsat
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.branching import Branching
+from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import FORBIDDEN, Edge, Found, Model, Span
+from autoplan.planner.solver.passing import Passing
 
 HIGH = 10**6  # dearer than any choice of a small problem
 
@@ -27,8 +29,8 @@ def cuts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     cut = branching._cut
 
-    def counted(*args: object) -> branching.Cut:
-        node, first = cut(*args)  # type: ignore[arg-type]
+    def counted(engine: Passing | Elimination, below: Bound) -> branching.Cut:
+        node, first = cut(engine, below)
         assert 0 < first.sum() < len(first), "both halves have strategies"
         made.append(node)
         return node, first

@@ -133,9 +133,9 @@ def _group(
     forward = buckets(members, [member.forward for member in members])
     again = buckets(members, [member.forward if member.saved or recomputed else () for member in members])
     wanted = regather_blocks(name, kind) if regather is None else regather(name)
-    drops = wanted and bool(collectives(again))  # type: ignore[arg-type]  # a bucket is named like a step
+    drops = wanted and any(bucket.is_collective for bucket in again)
     backward = buckets(members, [member.backward for member in members])
-    travels = kind == "block" and bool(collectives((*forward, *backward)))  # type: ignore[arg-type]
+    travels = kind == "block" and any(bucket.is_collective for bucket in (*forward, *backward))
     return GatherGroup(name, kind, members, forward, backward, again if drops else (), drops, prefetch if travels else 0)
 
 

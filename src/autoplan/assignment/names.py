@@ -55,4 +55,4 @@ def _in_block(name: str, prefixes: Collection[str]) -> bool:
 
 def _star(name: str, prefixes: Collection[str]) -> str:
     block = block_of(name, prefixes)
-    return name if block is None else block.rpartition(".")[0] + ".*" + name[len(block) :]
+    return name if block is None else kind_of_block(block) + ".*" + name[len(block) :]

@@ -17,7 +17,7 @@ class Remembering:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # who inherits this is a dataclass
 
 
 Asked = TypeVar("Asked", bound=Remembering)

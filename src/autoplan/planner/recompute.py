@@ -23,7 +23,7 @@ from autoplan.errors import OutOfTime
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.numbers import Box, Copies, Numbers
 from autoplan.planner.prices import Array
-from autoplan.planner.problem import NoneCheaper, Problem, Solution, evaluate, is_feasible, restricted
+from autoplan.planner.problem import NoneCheaper, Problem, Solution, cost_of, evaluate, is_feasible, restricted
 from autoplan.planner.shares import SharedBound, Shares
 from autoplan.planner.solve import smallest_memory, solve
 from autoplan.planner.solver.search import UNLIMITED
@@ -268,8 +268,7 @@ class _Cheapest:
         problem = family.fixed(numbers).problem
         if not is_feasible(problem, choice):
             return False
-        cost = evaluate(problem, choice).cost
-        assert cost is not None
+        cost = cost_of(problem, choice)
         if self.cost is None or cost < self.cost:
             self.cost, self.best = cost, (family, numbers, tuple(choice))
         return True

@@ -66,7 +66,7 @@ class SharedBound:
         if not all(map(len, alive)):
             return self.below
         try:
-            closer = self._rounds(alive, self.below.prices, lambda model, magnitude: Elimination(model, max(1, threshold), LARGEST_TABLE))
+            closer = self._exactly(alive, self.below.prices, threshold)
         except TooWide:
             return self._patiently(alive, threshold)
         return _stronger(self.below, closer)
@@ -78,10 +78,14 @@ class SharedBound:
         if not all(map(len, narrower)):
             return _stronger(self.below, again)
         try:
-            closer = self._rounds(narrower, again.prices, lambda model, magnitude: Elimination(model, max(1, threshold), LARGEST_TABLE))
+            closer = self._exactly(narrower, again.prices, threshold)
         except TooWide:
             return None
         return _stronger(self.below, _stronger(again, closer))
+
+    def _exactly(self, alive: Sequence[Array], prices: Array, threshold: int) -> Bound:
+        """The bounds by taking out all nodes; raises TooWide."""
+        return self._rounds(alive, prices, lambda model, magnitude: Elimination(model, max(1, threshold), LARGEST_TABLE))
 
     def _rounds(
         self,

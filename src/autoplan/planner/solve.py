@@ -10,7 +10,7 @@ import numpy as np
 
 from autoplan.errors import OutOfTime
 from autoplan.planner.pairwise import extended, model_of
-from autoplan.planner.problem import NoneCheaper, Problem, Solution, evaluate, is_feasible
+from autoplan.planner.problem import NoneCheaper, Problem, Solution, cost_of, evaluate, is_feasible
 from autoplan.planner.shares import SharedBound
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.model import Model
@@ -78,8 +78,8 @@ def solve(
     if result.choice is None:
         raise OutOfTime(f"no plan found in {time_limit_s:g} s", next_step="raise --time-limit")
     choice = result.choice[: len(problem.nodes)]
-    cost = evaluate(problem, choice).cost
-    assert cost is not None and cost == result.cost and is_feasible(problem, choice)
+    cost = cost_of(problem, choice)
+    assert cost == result.cost and is_feasible(problem, choice)
     return Solution(choice, cost, result.bound, "optimal" if cost - result.bound < problem.tie else "feasible")
 
 
