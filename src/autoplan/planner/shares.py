@@ -8,12 +8,12 @@ out equal and move to the readers that use a state. Shares are counted in `WHOLE
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
-from autoplan.planner.pairwise import Modeller, known_costs, price_of
+from autoplan.planner.pairwise import Modeller, known_costs, model_of, price_of
 from autoplan.planner.problem import Problem, ProblemValue, evaluate
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.core import chosen_from, engine_for, glance
@@ -58,7 +58,11 @@ class SharedBound:
         self.cost = cutoff
         self.meet = meet or self._meet
         self.last: tuple[int, ...] = ()
-        self.below = self._rounds([np.arange(len(node.costs)) for node in self.problem.nodes], None, engine_for)
+        everything = [np.arange(len(node.costs)) for node in self.problem.nodes]
+        try:
+            self.below = self._rounds(everything, None, Elimination)
+        except TooWide:
+            self.below = self._rounds(everything, None, Passing) if self.problem.limits else self._whole()
 
     def within(self, threshold: int) -> Bound | None:
         """Closer bounds on the choices of at most `threshold`, None where too many strategies are left for that."""
@@ -87,6 +91,19 @@ class SharedBound:
         """The bounds by taking out all nodes; raises TooWide."""
         return self._rounds(alive, prices, lambda model, magnitude: Elimination(model, max(1, threshold), LARGEST_TABLE))
 
+    def _whole(self) -> Bound:
+        """The bounds by messages in the models that have nodes for what is shared: closer than by messages in those without."""
+        models = [model_of(problem) for problem in self.problems]
+        magnitude = max(map(glance, models))
+        engines = [Passing(model, magnitude) for model in models]
+        below = bound(
+            engines[0] if len(engines) == 1 else Either(engines),
+            np.zeros(len(models[0].limits)),
+            lambda choice, used: self._met(choice[: len(self.problem.nodes)]),
+            self.deadline,
+        )
+        return replace(below, conditional=below.conditional[: len(self.problem.nodes)])
+
     def _rounds(
         self,
         alive: Sequence[Array],
@@ -108,7 +125,10 @@ class SharedBound:
                 magnitude = max(map(glance, models))
                 engines = [engine(model, magnitude) for model in models]
             below = bound(
-                engines[0] if len(engines) == 1 else Either(engines), prices, lambda choice, used: self._met(alive, choice), self.deadline
+                engines[0] if len(engines) == 1 else Either(engines),
+                prices,
+                lambda choice, used: self._met(_among_all(alive, choice)),
+                self.deadline,
             )
             if best is None or below.value > best.value + abs(best.value) * CLOSE:
                 good, prices = self.shares, below.prices
@@ -127,8 +147,8 @@ class SharedBound:
             conditional[-1][kept] = costs
         return Bound(best.value, tuple(conditional), best.prices)
 
-    def _met(self, alive: Sequence[Array], chosen: Sequence[int]) -> int | None:
-        self.last = tuple(int(kept[s]) for kept, s in zip(alive, chosen, strict=True))
+    def _met(self, choice: Sequence[int]) -> int | None:
+        self.last = tuple(choice)
         self.cost = self.meet(self.last)
         return self.cost
 
@@ -145,6 +165,10 @@ def _stronger(first: Bound, second: Bound) -> Bound:
     pairs = zip(first.conditional, second.conditional, strict=True)
     value = max(first.value, second.value)
     return Bound(value, tuple(np.maximum(a, b) for a, b in pairs), second.prices if second.value == value else first.prices)
+
+
+def _among_all(alive: Sequence[Array], chosen: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(kept[s]) for kept, s in zip(alive, chosen, strict=True))
 
 
 def _among(model: Model, alive: Sequence[Array]) -> Model:

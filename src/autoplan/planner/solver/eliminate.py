@@ -7,9 +7,10 @@ choices that use it. All in integers, as in `passing`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from types import EllipsisType
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.priced import Priced
 
 LARGEST_TABLE = 2_000_000  # entries
+PART = 1 << 17  # entries of a table that are looked at together: a processor's cache holds so many
 TABLES = 12  # of that size, at most
 
 
@@ -42,7 +44,6 @@ class Elimination:
         self.priced = Priced(model, magnitude)
         self.sizes = [len(costs) for costs in model.costs]
         self.steps = _plan(model, self.sizes, largest)
-        self.tables: list[Array] = []
         self.results: list[Array] = []
         self.value = 0
 
@@ -66,25 +67,22 @@ class Elimination:
 
     def improve(self, first: bool, deadline: float | None = None) -> None:
         """Take out all nodes under the prices as they are: the work is bounded, whatever the deadline."""
-        self.tables, self.results = [], []
+        self.results = []
         self.value = self.priced.offset
         for step in self.steps:
-            table = np.broadcast_to(self.priced.nodes[step.node], self._shape(step)).copy()
-            for other in step.edges:
-                table += self._spread(self.priced.edge(other, step.node), (other, step.node), step)
-            for child in step.children:
-                table += self._spread(self.results[child], self.steps[child].scope, step)
-            np.minimum(table, self.priced.cap, out=table)
-            self.tables.append(table)
-            self.results.append(table.min(-1))
+            result = np.full(self._shape(step.scope), self.priced.cap)
+            for part, table in self._tables(step):
+                np.minimum(table.min(-1), result[part], out=result[part])
+            self.results.append(result)
             if not step.scope:
-                self.value += int(self.results[-1])
+                self.value += int(result)
 
     def decode(self) -> tuple[int, ...]:
         """A choice that attains the minimum."""
         chosen = [0] * len(self.steps)
-        for step, table in zip(reversed(self.steps), reversed(self.tables), strict=True):
-            chosen[step.node] = int(table[tuple(chosen[node] for node in step.scope)].argmin())
+        for step in reversed(self.steps):
+            total = sum(array[tuple(slice(None) if w == step.node else chosen[w] for w in axes)] for axes, array in self._addends(step))
+            chosen[step.node] = int(np.argmin(total))
         return tuple(chosen)
 
     def conditionals(self) -> list[Array]:
@@ -93,27 +91,75 @@ class Elimination:
         above: list[Array] = [np.zeros((), dtype=np.int64)] * len(self.steps)
         for number in reversed(range(len(self.steps))):
             step = self.steps[number]
-            whole = self.tables[number] + above[number][..., None]
             if not step.scope:
-                whole = whole + (self.value - int(self.results[number]))
-            np.minimum(whole, self.priced.cap, out=whole)
+                above[number] = above[number] + (self.value - int(self.results[number]))
             axes = (*step.scope, step.node)
-            least[step.node] = whole.min(tuple(range(len(step.scope))))
+            minima = self._minima(step, above[number])
+            whose, low = next(iter(minima.items()))
+            least[step.node] = low.min(tuple(axis for axis, node in enumerate(whose) if node != step.node))
             for child in step.children:
                 scope = self.steps[child].scope
-                rest = whole - self._spread(self.results[child], scope, step)
-                rest = rest.min(tuple(axis for axis, node in enumerate(axes) if node not in scope))
-                above[child] = rest.transpose([[node for node in axes if node in scope].index(node) for node in scope])
+                whose = tuple(node for node in axes if node in scope)
+                above[child] = minima[whose].transpose(_order(whose, scope)) - self.results[child]
         return [self.priced.unscaled_all(costs) for costs in least]
 
-    def _shape(self, step: _Step) -> tuple[int, ...]:
-        return tuple(self.sizes[node] for node in (*step.scope, step.node))
+    def _minima(self, step: _Step, above: Array) -> dict[tuple[int, ...], Array]:
+        """The least that the table of `step` together with what is `above` has by the axes of each child, or by the node alone."""
+        axes = (*step.scope, step.node)
+        scopes = [self.steps[child].scope for child in step.children] or [(step.node,)]
+        wanted = [tuple(node for node in axes if node in scope) for scope in scopes]
+        found = {some: np.full(self._shape(some), self.priced.cap) for some in wanted}
+        for part, table in self._tables(step):
+            table += above[part][..., None]
+            for some, least in found.items():
+                here = least[part] if some[0] == axes[0] else least
+                np.minimum(table.min(tuple(axis for axis, node in enumerate(axes) if node not in some)), here, out=here)
+        return found
 
-    def _spread(self, array: Array, axes: Sequence[int], step: _Step) -> Array:
-        """The array with its axes where the table of `step` has them."""
-        wanted = [node for node in (*step.scope, step.node) if node in axes]
-        array = array.transpose([list(axes).index(node) for node in wanted])
-        return array.reshape([self.sizes[node] if node in axes else 1 for node in (*step.scope, step.node)])
+    def _tables(self, step: _Step) -> Iterator[tuple[slice | EllipsisType, Array]]:
+        """The table of a step in parts of its first axis, since a whole one may not fit in a cache, or at all."""
+        axes = (*step.scope, step.node)
+        shape = self._shape(axes)
+        total: dict[frozenset[int], Array] = {}
+        for among, array in self._addends(step):
+            spread = self._spread(array, among, axes)
+            key = frozenset(among)
+            total[key] = total[key] + spread if key in total else spread
+        fixed = [array for key, array in total.items() if axes[0] not in key or not step.scope]
+        moving = [array for key, array in total.items() if axes[0] in key and step.scope]
+        base = sum(fixed[1:], start=fixed[0])
+        if not step.scope:
+            yield ..., base.copy()
+            return
+        length = min(shape[0], max(1, PART // prod(shape[1:])))
+        room = np.empty((length, *shape[1:]), dtype=np.int64)
+        for start in range(0, shape[0], length):
+            part = slice(start, min(start + length, shape[0]))
+            table = np.add(base, moving[0][part], out=room[: part.stop - start])
+            for array in moving[1:]:
+                table += array[part]
+            yield part, table
+
+    def _addends(self, step: _Step) -> Iterator[tuple[tuple[int, ...], Array]]:
+        """What adds up to the table of a step, each with the nodes that it has axes for."""
+        yield (step.node,), self.priced.nodes[step.node]
+        for other in step.edges:
+            yield (other, step.node), self.priced.edge(other, step.node)
+        for child in step.children:
+            yield self.steps[child].scope, self.results[child]
+
+    def _shape(self, axes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.sizes[node] for node in axes)
+
+    def _spread(self, array: Array, among: Sequence[int], axes: Sequence[int]) -> Array:
+        """The array, which has axes for the nodes `among`, with its axes where `axes` has them."""
+        array = array.transpose(_order(among, [node for node in axes if node in among]))
+        return array.reshape([self.sizes[node] if node in among else 1 for node in axes])
+
+
+def _order(have: Sequence[int], want: Sequence[int]) -> list[int]:
+    """The axes of an array for the nodes `have` such that they are for `want`."""
+    return [list(have).index(node) for node in want]
 
 
 def _plan(model: Model, sizes: Sequence[int], largest: int) -> list[_Step]:

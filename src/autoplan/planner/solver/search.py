@@ -259,7 +259,16 @@ def minimise_peak(model: Model, deadline: float | None, enough: int | None = Non
         return best.cost
 
     rows = len(reduced.limits)
-    below = bound(engine_for(reduced, top), np.full(rows, 1 / rows), meet, deadline, simplex=True)
+    prices = np.full(rows, 1 / rows)
+    engine = engine_for(reduced, top)
+    if enough is not None:  # a first choice may do
+        engine.set_prices(prices, whole=True)
+        engine.improve(False, deadline)
+        choice = engine.decode()
+        meet(choice, reduced.used_by(choice))
+        if best.cost is not None and best.cost + top <= enough:
+            return Result(best.choice, best.cost + top, min(best.cost + top, engine.bound + top), True)
+    below = bound(engine, prices, meet, deadline, simplex=True)
     proved, finished = below.value, True
     slacks = iter(BANDS)
 
