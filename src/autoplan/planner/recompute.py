@@ -26,6 +26,7 @@ from autoplan.planner.prices import Array
 from autoplan.planner.problem import NoneCheaper, Problem, Solution, cost_of, evaluate, is_feasible, restricted
 from autoplan.planner.shares import SharedBound, Shares
 from autoplan.planner.solve import smallest_memory, solve
+from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.search import UNLIMITED
 
 FIRST_SHARE = 0.5  # of the time that is left: what single numbers may take while no plan is known
@@ -124,7 +125,9 @@ class _Cheapest:
         self.best: tuple[_Family, Numbers, tuple[int, ...]] | None = None
         self.fallback: tuple[_Family, Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
         self.open: list[_Open] = []
-        self.shares: Mapping[str, Shares] = {}  # of the problem without limits
+        self.shared: SharedBound | None = None  # of the problem without limits, which costs no more than any
+        self.ample: Bound | None = None  # what is proved by that of the choices that are cheaper than the best
+        self.ample_cost: int | None = None  # what the best cost then
         self.given_up: int | None = None  # the least bound of what time did not allow to finish
 
     @property
@@ -143,7 +146,7 @@ class _Cheapest:
             everything = tuple(np.arange(len(node.costs)) for node in first.start.problem.nodes)
             for family in filter(self._can_fit, self.families):
                 for box in family.copies.pieces(root):
-                    self._push(family, box, bound, everything, self.shares)
+                    self._push(family, box, bound, everything, {} if self.shared is None else self.shared.shares)
         while self.open and not self._is_enough(self.open[0].bound):
             if self.left_s <= 0:
                 self._give_up(self.open[0].bound)
@@ -159,10 +162,10 @@ class _Cheapest:
         """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
         built = family.fixed(root.least)
         free = replace(built.problem, limits=(), peaks=())
-        shared = SharedBound(free, perf_counter() + self.left_s * FIRST_SHARE)
-        self.shares = shared.shares
+        self.shared = SharedBound(free, perf_counter() + self.left_s * FIRST_SHARE)
+        self.ample = self.shared.below
         try:
-            found = solve(free, self.left_s * FIRST_SHARE, shared=shared)
+            found = solve(free, self.left_s * FIRST_SHARE, shared=self.shared)
         except OutOfTime:
             return UNKNOWN
         if found is None:
@@ -204,8 +207,19 @@ class _Cheapest:
     def _give_up(self, bound: int) -> None:
         self.given_up = bound if self.given_up is None else min(self.given_up, bound)
 
+    def _useful(self, kept: Kept) -> Kept:
+        """Which of these strategies a plan cheaper than the best may use, by what is proved without limits."""
+        if self.shared is None or self.ample is None or self.cost is None:
+            return kept
+        if self.ample_cost is None or self.cost < self.ample_cost:
+            self.ample, self.ample_cost = self.shared.exactly(self.cost) or self.ample, self.cost
+        return tuple(strategies[self.ample.conditional[u][strategies] <= self.cost] for u, strategies in enumerate(kept))
+
     def _visit(self, open_: _Open) -> None:
         """A box bounded and cut, or a single problem solved."""
+        open_ = replace(open_, kept=self._useful(open_.kept))
+        if not all(map(len, open_.kept)):
+            return None
         if open_.box.is_one:
             return self._solve(open_)
         family, box, kept = open_.family, open_.box, open_.kept

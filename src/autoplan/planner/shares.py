@@ -66,30 +66,34 @@ class SharedBound:
 
     def within(self, threshold: int) -> Bound | None:
         """Closer bounds on the choices of at most `threshold`, None where too many strategies are left for that."""
-        alive = [np.flatnonzero(conditional <= threshold) for conditional in self.below.conditional]
-        if not all(map(len, alive)):
-            return self.below
-        try:
-            closer = self._exactly(alive, self.below.prices, threshold)
-        except TooWide:
-            return self._patiently(alive, threshold)
-        return _stronger(self.below, closer)
+        return self.exactly(threshold) or self._patiently(threshold)
 
-    def _patiently(self, alive: Sequence[Array], threshold: int) -> Bound | None:
+    def exactly(self, threshold: int) -> Bound | None:
+        """The same, None where patience would be needed."""
+        alive = self._alive(threshold)
+        return self.below if alive is None else self._closer(alive, self.below, threshold)
+
+    def _patiently(self, threshold: int) -> Bound | None:
         """The same after shorter steps among the strategies that are left, so that fewer are."""
-        again = self._rounds(alive, self.below.prices, engine_for, SHORTEST * PATIENCE)
+        alive = self._alive(threshold)
+        assert alive is not None, "else exactly known"
+        again = _stronger(self.below, self._rounds(alive, self.below.prices, engine_for, SHORTEST * PATIENCE))
         narrower = [kept[again.conditional[u][kept] <= threshold] for u, kept in enumerate(alive)]
-        if not all(map(len, narrower)):
-            return _stronger(self.below, again)
+        return self._closer(narrower, again, threshold) if all(map(len, narrower)) else again
+
+    def _alive(self, threshold: int) -> list[Array] | None:
+        """By node, the strategies that choices of at most the threshold may use; None where that leaves a node without."""
+        alive = [np.flatnonzero(conditional <= threshold) for conditional in self.below.conditional]
+        return alive if all(map(len, alive)) else None
+
+    def _closer(self, alive: Sequence[Array], below: Bound, threshold: int) -> Bound | None:
+        """The bounds by taking out all nodes, None where that is too much work."""
         try:
-            closer = self._exactly(narrower, again.prices, threshold)
+            return _stronger(
+                below, self._rounds(alive, below.prices, lambda model, _: Elimination(model, max(1, threshold), LARGEST_TABLE))
+            )
         except TooWide:
             return None
-        return _stronger(self.below, _stronger(again, closer))
-
-    def _exactly(self, alive: Sequence[Array], prices: Array, threshold: int) -> Bound:
-        """The bounds by taking out all nodes; raises TooWide."""
-        return self._rounds(alive, prices, lambda model, magnitude: Elimination(model, max(1, threshold), LARGEST_TABLE))
 
     def _whole(self) -> Bound:
         """The bounds by messages in the models that have nodes for what is shared: closer than by messages in those without."""
