@@ -38,12 +38,13 @@ Kept = tuple[Array, ...]
 class Outcome:
     """The best plan: the numbers of copies that recompute, the problem in which just these do, and the solution of it.
 
-    The solution's bound holds for all numbers.
+    The solution's bound holds for all numbers. `shares` bound the problem without limits best.
     """
 
     numbers: Numbers
     built: Built
     solution: Solution
+    shares: Mapping[str, Shares] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -294,7 +295,7 @@ class _Cheapest:
         family, numbers, choice = self.best
         bound = self.cost if self.given_up is None else min(self.cost, self.given_up)
         status = "optimal" if self.cost - bound < self.tie else "feasible"
-        return Outcome(numbers, family.fixed(numbers), Solution(choice, self.cost, bound, status))
+        return Outcome(numbers, family.fixed(numbers), Solution(choice, self.cost, bound, status), self.shares)
 
 
 def _full(choice: Sequence[int], kept: Kept) -> tuple[int, ...]:

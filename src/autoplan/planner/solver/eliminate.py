@@ -7,7 +7,7 @@ choices that use it. All in integers, as in `passing`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -37,11 +37,14 @@ class _Step:
 class Elimination:
     """Takes out all nodes under changing prices; raises TooWide where that is too much work."""
 
-    def __init__(self, model: Model, magnitude: int, largest: int = LARGEST_TABLE) -> None:
-        """`magnitude` is about the cost of a good choice, for scaling; `largest` is how many entries a table may have."""
+    def __init__(self, model: Model, magnitude: int, largest: int = LARGEST_TABLE, last: Collection[int] = ()) -> None:
+        """`magnitude` is about the cost of a good choice, for scaling; `largest` is how many entries a table may have.
+
+        The nodes `last` are taken out after all others.
+        """
         self.priced = Priced(model, magnitude)
         self.sizes = [len(costs) for costs in model.costs]
-        self.steps = _plan(model, self.sizes, largest)
+        self.steps = _plan(model, self.sizes, largest, last)
         self.tables: list[Array] = []
         self.results: list[Array] = []
         self.value = 0
@@ -87,6 +90,13 @@ class Elimination:
             chosen[step.node] = int(table[tuple(chosen[node] for node in step.scope)].argmin())
         return tuple(chosen)
 
+    def last_table(self, nodes: tuple[int, int]) -> Array:
+        """[s, t]: the least that a choice costs with these strategies of two nodes, which have an edge and were taken out last."""
+        (before, after), table = self.steps[-2:], self.tables[-2]
+        assert before.scope == (after.node,) and {before.node, after.node} == set(nodes)
+        whole = table + (self.tables[-1] - self.results[-2])[:, None] + (self.value - int(self.results[-1]))
+        return whole if after.node == nodes[0] else whole.T
+
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it."""
         least: list[Array] = [np.zeros(0, dtype=np.int64)] * len(self.steps)
@@ -116,8 +126,8 @@ class Elimination:
         return array.reshape([self.sizes[node] if node in axes else 1 for node in (*step.scope, step.node)])
 
 
-def _plan(model: Model, sizes: Sequence[int], largest: int) -> list[_Step]:
-    """The order in which to take nodes out: always the one whose table is smallest."""
+def _plan(model: Model, sizes: Sequence[int], largest: int, last: Collection[int] = ()) -> list[_Step]:
+    """The order in which to take nodes out: always the one whose table is smallest, but `last` behind all others."""
     near = {u: set(around) for u, around in enumerate(model.neighbours())}
     edges = {u: set(around) for u, around in near.items()}
 
@@ -128,7 +138,7 @@ def _plan(model: Model, sizes: Sequence[int], largest: int) -> list[_Step]:
     steps, total, gone = [], 0.0, set()
     scopes: list[tuple[int, set[int]]] = []
     while near:
-        u = min(weight, key=lambda node: (weight[node], node))
+        u = min(weight, key=lambda node: (node in last, weight[node], node))
         total += weight[u]
         if weight[u] > largest or total > TABLES * largest:
             raise TooWide
