@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 
-from autoplan.graph.blocks import BlockRun
+from autoplan.graph.blocks import BlockRun, state_under
 from autoplan.graph.ir import Graph
 from autoplan.planner.build import Built
 from autoplan.planner.prices import Array
@@ -84,9 +83,7 @@ def _reading(graph: Graph, run: BlockRun, k: int) -> list[tuple[tuple[str | int,
     for label, copy in (("before", run.nodes[k - 1]), ("own", run.nodes[k])):
         for position, node in enumerate(copy):
             names.update({value: (label, position, j) for j, value in enumerate(graph.nodes[node].outputs)})
-    path = f"{run.prefix}.{run.indices[k]}.".lstrip(".")
-    own = {value.id: ("state", value.address.removeprefix(path)) for value in graph.state if value.address.startswith(path)}
-    names.update(own)
+    names.update({value: ("state", position) for position, value in enumerate(state_under(graph, run, k))})
     return [tuple(names.get(value, ("outside", value)) for value in graph.nodes[node].inputs) for node in run.nodes[k]]
 
 
@@ -95,14 +92,10 @@ class _Cutter:
         self.problem, self.runs = built.problem, runs
         self.places: list[Place] = [None] * len(built.problem.nodes)
         classes, source_nodes = built.candidates.classes, built.terms.source_nodes
-        values = {parameter.fqn: parameter.value for parameter in built.candidates.graph.parameters}
-        graph = built.candidates.graph
         for r, run in enumerate(runs):
             for k in range(run.count):
                 place = r, min(k, LATER)
-                path = f"{run.prefix}.{run.indices[k]}.".lstrip(".")
-                buffers = [value.id for value in graph.state if value.kind == "buffer" and value.address.startswith(path)]
-                for value in chain((values[fqn] for fqn in run.parameters[k]), buffers):
+                for value in state_under(built.candidates.graph, run, k):
                     self.places[source_nodes[classes.value_class[value]]] = place
                 for node in run.nodes[k]:
                     self.places[classes.node_class[node]] = place
@@ -226,7 +219,9 @@ class _Cutter:
                 readers = tuple(Reader(number[value.readers[k].node], value.readers[k].needs) for k in reading)
                 forward, backward = _part(value.forward, part), _part(value.backward, part)
                 values.append(
-                    replace(value, producer=number[value.producer], readers=readers, forward=forward, backward=backward, keepers=(), kept=())
+                    replace(
+                        value, producer=number[value.producer], readers=readers, forward=forward, backward=backward, keepers=(), kept=()
+                    )
                 )
         return Piece(replace(self.problem, nodes=nodes, values=tuple(values), limits=(), peaks=()), tuple(inside), positions)
 

@@ -34,7 +34,7 @@ def remedies(graph: Graph, request: PlanRequest, recaptured: Callable[[Options],
 
 def problem_of(graph: Graph, request: PlanRequest) -> Built:
     """The problem of planning a graph as the request says, nothing recomputed."""
-    candidates = enumerate_candidates(graph, request.mesh, classes(graph, () if request.unfold else find_blocks(graph)))
+    candidates = enumerate_candidates(graph, request.mesh, classes(graph, find_blocks(graph)))
     prices = Prices(graph, request.mesh, request.hardware, request.options)
     return build_problem(terms_of(apply_pins(candidates, request.pins), prices), request.limit_bytes)
 

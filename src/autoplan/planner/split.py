@@ -37,7 +37,9 @@ def split_candidates(candidates: Candidates, runs: Iterable[BlockRun]) -> Candid
             for c, value in enumerate(now.value_representatives)
             if before.value_class[value] in candidates.sources
         },
-        never_gathered=frozenset(c for c, value in enumerate(now.value_representatives) if before.value_class[value] in candidates.never_gathered),
+        never_gathered=frozenset(
+            c for c, value in enumerate(now.value_representatives) if before.value_class[value] in candidates.never_gathered
+        ),
     )
 
 
@@ -98,9 +100,7 @@ class _Splitter:
         )
 
     def _op(self, op: OpTerms, members: tuple[int, ...]) -> OpTerms:
-        made = tuple(
-            (tuple(self.graph.nodes[node].outputs[j] for node in members), nbytes) for j, (_, nbytes) in enumerate(op.made)
-        )
+        made = tuple((tuple(self.graph.nodes[node].outputs[j] for node in members), nbytes) for j, (_, nbytes) in enumerate(op.made))
         return replace(op, name=self.graph.nodes[members[0]].address, members=members, made=made)
 
     def _source(self, source: SourceTerms, c: int) -> SourceTerms:

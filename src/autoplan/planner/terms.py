@@ -17,7 +17,7 @@ from autoplan.cost.transitions import Moves
 from autoplan.graph.ir import Value
 from autoplan.placement import Placements
 from autoplan.planner.candidates import Candidates
-from autoplan.planner.prices import Array, Prices, ValuePrices
+from autoplan.planner.prices import Array, Prices
 from autoplan.planner.problem import FORBIDDEN, Reader, Vector
 from autoplan.planner.states import StateNumbers, States
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from autoplan.graph.blocks import BlockRun
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.chain import Chain, NotAChain, Piece, chain_of, parted
+from autoplan.planner.chain import NotAChain, Piece, chain_of, parted
 from autoplan.planner.pairwise import model_of
 from autoplan.planner.problem import cost_of, restricted
 from autoplan.planner.recompute import Outcome
@@ -77,7 +77,12 @@ class _Bounding:
         self.of_value = {now.name: _positions(before, now, self.of_folded) for before, now in folded_values(start.terms, terms)}
         self.folded = {value.name: value for value in start.problem.values}
         self.choice = tuple(found.solution.choice[node] for node in self.of_folded)
-        self.above = found.solution.cost - cost_of(build_problem(folded, limit_bytes).problem, found.solution.choice)
+        least = (
+            found.built
+            if found.built.terms.waiting == folded.waiting and not found.built.recomputed
+            else build_problem(folded, limit_bytes)
+        )
+        self.above = found.solution.cost - cost_of(least.problem, found.solution.choice)
         self.here = sum(
             count * cost_of(piece.problem, [self.choice[node] for node in piece.nodes])
             for piece, count in zip(self.pieces, (1, *self.chain.counts), strict=True)
@@ -86,15 +91,16 @@ class _Bounding:
 
     def result(self) -> Unfolded:
         """After one round or two."""
-        walks = self._shared()
-        if walks.value > self.enough:
-            return Unfolded(self._loss(walks.value), self.parts)
-        kept = self._kept(walks.least())
+        shared = self._shared()
+        if shared.value > self.enough:
+            return Unfolded(self._loss(shared.value), self.parts)
+        kept = self._kept(shared.least())
         try:
             exact = self._walks([model_of(restricted(piece.problem, left)) for piece, left in zip(self.pieces, kept, strict=True)])
         except TooWide:
-            return Unfolded(self._loss(walks.value), self.parts)
-        value = max(walks.value, exact.value)
+            everything = [[np.arange(len(node.costs)) for node in piece.problem.nodes] for piece in self.pieces]
+            return Unfolded(self._loss(shared.value), self.parts, self._walk(shared, everything))
+        value = max(shared.value, exact.value)
         return Unfolded(self._loss(value), self.parts, self._walk(exact, kept) if value <= self.enough else None)
 
     def _loss(self, proved: int) -> int:
@@ -126,7 +132,8 @@ class _Bounding:
         """By piece and node, the strategies that a plan may use that is no dearer than the folded one; the same wherever pieces meet."""
         below = (least.rest, *least.copies)
         kept = [
-            [np.flatnonzero(costs <= self.here) for costs in bounds[: len(piece.nodes)]] for bounds, piece in zip(below, self.pieces, strict=True)
+            [np.flatnonzero(costs <= self.here) for costs in bounds[: len(piece.nodes)]]
+            for bounds, piece in zip(below, self.pieces, strict=True)
         ]
         for copy, piece, ends in zip(kept[1:], self.chain.copies, self.chain.rest.links, strict=True):
             meeting = [copy[piece.entry], copy[piece.exit], *(kept[0][end] for end in ends)]
@@ -136,15 +143,16 @@ class _Bounding:
                 kept[0][end] = union
         return kept
 
-    def _walk(self, exact: Walks, kept: Sequence[Sequence[Array]]) -> Walk:
+    def _walk(self, walks: Walks, kept: Sequence[Sequence[Array]]) -> Walk:
         """A cheapest walk among the strategies that were kept, by the nodes of the parts."""
 
         def chosen(piece: Piece, left: Sequence[Array], choice: Sequence[int]) -> dict[int, int]:
             return {node: int(left[k][choice[k]]) for k, node in enumerate(piece.nodes)}
 
-        rest, copies = exact.choices()
+        rest, copies = walks.choices()
         later = tuple(
-            tuple(chosen(piece, left, choice) for choice in choices) for piece, left, choices in zip(self.chain.copies, kept[1:], copies, strict=True)
+            tuple(chosen(piece, left, choice) for choice in choices)
+            for piece, left, choices in zip(self.chain.copies, kept[1:], copies, strict=True)
         )
         return chosen(self.chain.rest, kept[0], rest), later
 

@@ -59,9 +59,7 @@ class Walks:
     def least(self) -> Least:
         """The bounds on all strategies."""
         around = [_with_edge(link.model, link.entry, link.exit, self._around(k)) for k, link in enumerate(self.links)]
-        return Least(
-            self.value, tuple(self.engine.conditionals()), tuple(tuple(_eliminated(model).conditionals()) for model in around)
-        )
+        return Least(self.value, tuple(self.engine.conditionals()), tuple(tuple(_eliminated(model).conditionals()) for model in around))
 
     def choices(self) -> tuple[tuple[int, ...], list[list[tuple[int, ...]]]]:
         """A cheapest choice of the rest, and by link that of each copy, in order."""

@@ -1,0 +1,143 @@
+"""Plans whose copies differ, judged as they truly are: what the walk that bounds them suggests, as far as it fits into memory.
+
+The walk takes no heed of memory. Where it does not fit as it is, some copies, the first or the last so many, do as it says and the others
+as in the folded plan: between the two, memory and cost change step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from autoplan.errors import OutOfTime
+from autoplan.graph.blocks import BlockRun, state_under
+from autoplan.planner.build import Built, build_problem
+from autoplan.planner.problem import Problem, evaluate, is_feasible
+from autoplan.planner.recompute import Outcome
+from autoplan.planner.solve import solve
+from autoplan.planner.split import FINER, folded_nodes, split_terms
+from autoplan.planner.unfold import Unfolded
+
+Choice = tuple[int, ...]
+MOST_NODES = 2_000  # of the problem in which every copy decides for itself: looking at one choice of more takes too long
+SIDES = (True, False)
+
+
+class Judge:
+    """What choices truly cost where every copy decides for itself, and the same blocks recompute as in the best folded plan."""
+
+    def __init__(self, start: Built, found: Outcome, limit_bytes: int) -> None:
+        split = split_terms(start.terms, ())
+        ahead = found.built.terms.prefetch
+        kinds = sorted(split.prices.prefixes) if ahead else []
+        terms = [split.ahead({}) if ahead else split, *(split.ahead({kind: 1.0}) for kind in kinds)]
+        self.built, *self.waiting = (build_problem(one, limit_bytes, found.built.recomputed) for one in terms)
+        self.folded = tuple(found.solution.choice[node] for node in folded_nodes(start.terms, split))
+        self.tie = FINER * start.problem.tie
+
+    def cost(self, choice: Sequence[int]) -> int | None:
+        """What a choice costs, None if it is forbidden."""
+        least = evaluate(self.built.problem, choice).cost
+        if least is None:
+            return None
+        return least + sum(max(0, (evaluate(built.problem, choice).cost or least) - least) for built in self.waiting)
+
+    def gain(self, choice: Choice) -> int:
+        """By how much less than the folded plan a possible choice costs, in the units of the folded problem."""
+        before, after = self.cost(self.folded), self.cost(choice)
+        assert before is not None and after is not None
+        return (before - after) // FINER
+
+    def is_better(self, choice: Choice, than: Choice | None = None) -> bool:
+        """Whether a choice costs less than another, the folded plan unless said, by more than preferences."""
+        before, after = self.cost(self.folded if than is None else than), self.cost(choice)
+        assert before is not None, "what is known is possible"
+        return after is not None and after < before - self.tie
+
+    @property
+    def problem(self) -> Problem:
+        """With limits that a choice keeps if it fits, or nearly: all terms are rounded up, and there are many of them."""
+        problem = self.built.problem
+        rounding = len(problem.nodes) + len(problem.values)
+        return replace(problem, limits=tuple(limit + rounding for limit in problem.limits), tie=self.tie)
+
+
+def polished(judge: Judge, found: Unfolded, runs: Sequence[BlockRun]) -> Choice | None:
+    """The cheapest choice that nearly fits and costs less than the folded plan by more than preferences; None where none was found.
+
+    A plan that differs by layer is longer to read, so what is no better stays folded.
+    """
+    if found.walk is None:
+        return None
+    return min(filter(judge.is_better, _mixtures(judge, found, runs)), key=lambda choice: (judge.cost(choice), choice), default=None)
+
+
+def searched(judge: Judge, best: Choice, time_limit_s: float) -> Choice | None:
+    """The same after a search in the whole problem for as long as it may take, which begins with `best`."""
+    try:
+        solution = solve(judge.problem, time_limit_s, hint=best)
+    except OutOfTime:
+        return None
+    better = None if solution is None else solution.choice
+    return better if better is not None and judge.is_better(better, than=best) else None
+
+
+def _mixtures(judge: Judge, parts: Unfolded, runs: Sequence[BlockRun]) -> Iterator[Choice]:
+    """For each side the most copies that may do as the walk says, the others as in the folded plan."""
+    walk, copy_of = _walk(judge, parts, runs), _copies(judge.built, runs)
+    deepest, problem = max(run.count for run in runs), judge.problem
+
+    def mixed(copies: int, *, first: bool, rest: bool) -> Choice:
+        """So many copies of each run by the walk, and all outside of runs if `rest`."""
+
+        def follows(node: int) -> bool:
+            place = copy_of[node]
+            if place is None:
+                return rest
+            number, count = place
+            return number < copies if first else number >= count - copies
+
+        return tuple(walk[node] if follows(node) else judge.folded[node] for node in range(len(walk)))
+
+    for first in SIDES:
+        for rest in SIDES:
+            least, most = 0, deepest
+            while least < most:
+                middle = (least + most + 1) // 2
+                if is_feasible(problem, mixed(middle, first=first, rest=rest)):
+                    least = middle
+                else:
+                    most = middle - 1
+            yield mixed(least, first=first, rest=rest)
+
+
+def _copies(built: Built, runs: Sequence[BlockRun]) -> list[tuple[int, int] | None]:
+    """By problem node the number of the copy that it belongs to and how many there are, None outside of all."""
+    found: list[tuple[int, int] | None] = [None] * len(built.problem.nodes)
+    for run in runs:
+        for k in range(run.count):
+            for node in _nodes(built, run, k):
+                found[node] = k, run.count
+    return found
+
+
+def _nodes(built: Built, run: BlockRun, k: int) -> list[int]:
+    """The problem nodes of copy k, in the same order for each."""
+    graph, classes = built.candidates.graph, built.candidates.classes
+    sources = [built.terms.source_nodes[classes.value_class[value]] for value in state_under(graph, run, k)]
+    return [*(classes.node_class[node] for node in run.nodes[k]), *sources]
+
+
+def _walk(judge: Judge, parts: Unfolded, runs: Sequence[BlockRun]) -> Choice:
+    """The walk as a choice of the problem in which every copy decides for itself."""
+    assert parts.walk is not None
+    rest, later = parts.walk
+    built = judge.built
+    part = folded_nodes(parts.parts.terms, built.terms)
+    chosen = [rest.get(part[node], judge.folded[node]) for node in range(len(part))]
+    for run, copies in zip(runs, later, strict=True):
+        like = [part[node] for node in _nodes(built, run, 1)]
+        for k, copy in enumerate(copies, start=1):
+            for node, second in zip(_nodes(built, run, k), like, strict=True):
+                chosen[node] = copy[second]
+    return tuple(chosen)
