@@ -53,6 +53,16 @@ class Chain:
     counts: tuple[int, ...]
 
 
+def whole(built: Built) -> Chain:
+    """A problem in one piece, without copies."""
+    problem = built.problem
+    nodes = tuple(replace(node, memory=()) for node in problem.nodes)
+    values = tuple(replace(value, keepers=(), kept=()) for value in problem.values)
+    readers = {value.name: tuple(range(len(value.readers))) for value in values}
+    free = replace(problem, nodes=nodes, values=values, limits=(), peaks=())
+    return Chain(Piece(free, tuple(range(len(nodes))), readers), (), ())
+
+
 def parted(runs: Sequence[BlockRun]) -> list[BlockRun]:
     """The runs in parts: the first copy, the second, all later ones."""
     return [part for run in runs for part in runs_of(run, FIRST + 1, SECOND + 1)]

@@ -38,13 +38,15 @@ Kept = tuple[Array, ...]
 class Outcome:
     """The best plan: the numbers of copies that recompute, the problem in which just these do, and the solution of it.
 
-    The solution's bound holds for all numbers. `shares` bound the problem without limits best.
+    The solution's bound holds for all numbers. `shares` bound the problem without limits best; `waiting` are the weights under
+    which the bound was proved (`overlap`).
     """
 
     numbers: Numbers
     built: Built
     solution: Solution
     shares: Mapping[str, Shares] = field(default_factory=dict)
+    waiting: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from autoplan.graph.blocks import BlockRun
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.chain import NotAChain, Piece, chain_of, parted
+from autoplan.planner.chain import NotAChain, Piece, chain_of, parted, whole
 from autoplan.planner.pairwise import model_of
 from autoplan.planner.problem import cost_of, restricted
 from autoplan.planner.recompute import Outcome
@@ -52,7 +52,7 @@ def unfolded(start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes
         return None
     try:
         return _Bounding(start, found, runs, limit_bytes).result()
-    except (NotAChain, TooWide, TooLong):
+    except (TooWide, TooLong):
         return None
 
 
@@ -63,15 +63,22 @@ class _Bounding:
     """
 
     def __init__(self, start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes: int) -> None:
-        self.start, self.found = start, found
-        terms = split_terms(start.terms, parted(runs))
-        folded = start.terms
-        prices = start.terms.prices
-        if prices.trains and prices.hardware.hides and prices.prefixes:
-            waiting = found.built.terms.waiting or dict.fromkeys(sorted(prices.prefixes), 0.0)
-            terms, folded = terms.ahead(waiting), folded.ahead(waiting)
-        self.parts = build_problem(terms, limit_bytes)
-        self.chain = chain_of(self.parts, runs)
+        self.start, self.found, self.runs = start, found, runs
+        prices, folded = start.terms.prices, start.terms
+        waits = prices.trains and prices.hardware.hides and prices.prefixes
+        waiting = (found.waiting or dict.fromkeys(sorted(prices.prefixes), 0.0)) if waits else None
+
+        def split(parts: Sequence[BlockRun]) -> Built:
+            terms = split_terms(start.terms, parts)
+            return build_problem(terms if waiting is None else terms.ahead(waiting), limit_bytes)
+
+        try:
+            self.parts = split(parted(runs))
+            self.chain = chain_of(self.parts, runs)
+        except NotAChain:
+            self.parts = split(())
+            self.chain = whole(self.parts)
+        terms, folded = self.parts.terms, folded if waiting is None else folded.ahead(waiting)
         self.pieces = (self.chain.rest, *self.chain.copies)
         self.of_folded = folded_nodes(start.terms, terms)
         self.of_value = {now.name: _positions(before, now, self.of_folded) for before, now in folded_values(start.terms, terms)}
@@ -154,7 +161,7 @@ class _Bounding:
             tuple(chosen(piece, left, choice) for choice in choices)
             for piece, left, choices in zip(self.chain.copies, kept[1:], copies, strict=True)
         )
-        return chosen(self.chain.rest, kept[0], rest), later
+        return chosen(self.chain.rest, kept[0], rest), later or ((),) * len(self.runs)
 
 
 def _positions(before: ValueTerms, now: ValueTerms, of_folded: Sequence[int]) -> tuple[str, list[int]]:
