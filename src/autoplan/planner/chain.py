@@ -53,6 +53,13 @@ class Chain:
     counts: tuple[int, ...]
 
 
+def nodes_of(built: Built, run: BlockRun, k: int) -> list[int]:
+    """The problem nodes of copy k of a run, aligned with those of its other copies."""
+    graph, classes = built.candidates.graph, built.candidates.classes
+    sources = [built.terms.source_nodes[classes.value_class[value]] for value in state_under(graph, run, k)]
+    return [*(classes.node_class[node] for node in run.nodes[k]), *sources]
+
+
 def whole(built: Built) -> Chain:
     """A problem in one piece, without copies."""
     problem = built.problem
@@ -101,14 +108,10 @@ class _Cutter:
     def __init__(self, built: Built, runs: Sequence[BlockRun]) -> None:
         self.problem, self.runs = built.problem, runs
         self.places: list[Place] = [None] * len(built.problem.nodes)
-        classes, source_nodes = built.candidates.classes, built.terms.source_nodes
         for r, run in enumerate(runs):
             for k in range(run.count):
-                place = r, min(k, LATER)
-                for value in state_under(built.candidates.graph, run, k):
-                    self.places[source_nodes[classes.value_class[value]]] = place
-                for node in run.nodes[k]:
-                    self.places[classes.node_class[node]] = place
+                for node in nodes_of(built, run, k):
+                    self.places[node] = r, min(k, LATER)
         self.cones = [self._cone(r) for r in range(len(runs))]
         self.of_cone = {node: r for r, cone in enumerate(self.cones) for node in cone}
 

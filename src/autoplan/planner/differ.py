@@ -36,14 +36,14 @@ class _Differing:
 
     def __init__(self, start: Built, found: Outcome, runs: Sequence[BlockRun], request: PlanRequest, deadline: float, emit: Emit) -> None:
         self.start, self.found, self.runs, self.request, self.deadline, self.emit = start, found, runs, request, deadline, emit
-        self.known = unfolded(start, found, runs, request.limit_bytes)
+        thorough = request.unfold or sum(map(len, start.candidates.classes.node_members)) <= MOST_NODES
+        self.known = unfolded(start, found, runs, request.limit_bytes, thorough=thorough)
         self.plan_now = emit(found, self._info(0))
 
     def plan(self) -> Plan:
         """The folded plan unless another one is better."""
-        nodes = sum(map(len, self.start.candidates.classes.node_members))
         is_close = self.known is not None and self.known.loss < self.start.problem.tie
-        if is_close or not (self.request.unfold or (self.known is not None and self.known.walk is not None and nodes <= MOST_NODES)):
+        if is_close or not (self.request.unfold or (self.known is not None and self.known.walk is not None)):
             return self.plan_now
         judge = Judge(self.start, self.found, self.request.limit_bytes)
         choice = None if self.known is None else polished(judge, self.known, self.runs)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from autoplan.errors import OutOfTime
-from autoplan.graph.blocks import BlockRun, state_under
+from autoplan.graph.blocks import BlockRun
 from autoplan.planner.build import Built, build_problem
+from autoplan.planner.chain import nodes_of
 from autoplan.planner.problem import Problem, evaluate, is_feasible
 from autoplan.planner.recompute import Outcome
 from autoplan.planner.solve import solve
@@ -19,7 +20,7 @@ from autoplan.planner.split import FINER, folded_nodes, split_terms
 from autoplan.planner.unfold import Unfolded
 
 Choice = tuple[int, ...]
-MOST_NODES = 2_000  # of the problem in which every copy decides for itself: looking at one choice of more takes too long
+MOST_NODES = 2_000  # of the graph: to look at plans whose copies differ takes too long where there are more
 SIDES = (True, False)
 
 
@@ -116,16 +117,9 @@ def _copies(built: Built, runs: Sequence[BlockRun]) -> list[tuple[int, int] | No
     found: list[tuple[int, int] | None] = [None] * len(built.problem.nodes)
     for run in runs:
         for k in range(run.count):
-            for node in _nodes(built, run, k):
+            for node in nodes_of(built, run, k):
                 found[node] = k, run.count
     return found
-
-
-def _nodes(built: Built, run: BlockRun, k: int) -> list[int]:
-    """The problem nodes of copy k, in the same order for each."""
-    graph, classes = built.candidates.graph, built.candidates.classes
-    sources = [built.terms.source_nodes[classes.value_class[value]] for value in state_under(graph, run, k)]
-    return [*(classes.node_class[node] for node in run.nodes[k]), *sources]
 
 
 def _walk(judge: Judge, parts: Unfolded, runs: Sequence[BlockRun]) -> Choice:
@@ -136,8 +130,8 @@ def _walk(judge: Judge, parts: Unfolded, runs: Sequence[BlockRun]) -> Choice:
     part = folded_nodes(parts.parts.terms, built.terms)
     chosen = [rest.get(part[node], judge.folded[node]) for node in range(len(part))]
     for run, copies in zip(runs, later, strict=True):
-        like = [part[node] for node in _nodes(built, run, 1)]
+        like = [part[node] for node in nodes_of(built, run, 1)]
         for k, copy in enumerate(copies, start=1):
-            for node, second in zip(_nodes(built, run, k), like, strict=True):
+            for node, second in zip(nodes_of(built, run, k), like, strict=True):
                 chosen[node] = copy[second]
     return tuple(chosen)

@@ -43,15 +43,15 @@ class Unfolded:
     walk: Walk | None = None
 
 
-def unfolded(start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes: int) -> Unfolded | None:
+def unfolded(start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes: int, *, thorough: bool = True) -> Unfolded | None:
     """What copies that differ may gain over the best folded plan, None where it would be too much work to tell.
 
-    `start` is the folded problem in which nothing is gathered ahead nor recomputed.
+    `start` is the folded problem in which nothing is gathered ahead nor recomputed. Unless `thorough`, the first round is the last.
     """
     if start.problem.strategies > MOST_STRATEGIES:
         return None
     try:
-        return _Bounding(start, found, runs, limit_bytes).result()
+        return _Bounding(start, found, runs, limit_bytes).result(thorough=thorough)
     except (TooWide, TooLong):
         return None
 
@@ -96,10 +96,10 @@ class _Bounding:
         )
         self.enough = self.here - FINER * start.problem.tie  # what is proved to cost more than this is no better
 
-    def result(self) -> Unfolded:
+    def result(self, *, thorough: bool) -> Unfolded:
         """After one round or two."""
         shared = self._shared()
-        if shared.value > self.enough:
+        if shared.value > self.enough or not thorough:
             return Unfolded(self._loss(shared.value), self.parts)
         kept = self._kept(shared.least())
         try:
