@@ -9,17 +9,21 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from planner_cases import GPT2, LLAMA, MLP, Module, built, overlapping, planned, request
+from torch import Tensor, nn
 
 from autoplan.assignment import decode
 from autoplan.cost.hardware import GIB
 from autoplan.graph import classes, find_blocks
 from autoplan.models import gpt2, llama, mlp
+from autoplan.placement import R, Shard
 from autoplan.plan import dump_plan, parse_plan
-from autoplan.plan.schema import SolverInfo
+from autoplan.plan.schema import Plan, SolverInfo
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.candidates import enumerate_candidates
 from autoplan.planner.chain import chain_of, nodes_of, parted
+from autoplan.planner.emit import ModelFacts, emit
 from autoplan.planner.overlap import cheapest_overlapped
 from autoplan.planner.pipeline import capture_for
 from autoplan.planner.polish import Judge
@@ -33,12 +37,44 @@ from autoplan.planner.terms import TIES, terms_of
 from autoplan.planner.unfold import unfolded
 
 BLOCKS = 4
+
+
+class Wide(nn.Module):
+    """A layer of many more weights than it has inputs: cut by columns and the next one by rows, they need one collective between them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.linear(x))
+
+
+class Stack(nn.Module):
+    """Equal layers, each a block of its own, and a loss."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Wide(dim) for _ in range(BLOCKS + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x.square().mean()
+
+
+def stack() -> Module:
+    """Of one row only, which no axis cuts."""
+    return Stack(1024), (torch.randn(1, 1024),), {}
+
+
 MODELS = {
+    "stack": stack,
     "mlp": lambda: mlp.build(**MLP | {"n_layers": BLOCKS + 1}),  # whose activations between the layers are no chain of copies
     "llama": lambda: llama.build(**LLAMA | {"n_layers": BLOCKS}),
     "gpt2": lambda: gpt2.build(**GPT2 | {"n_layers": BLOCKS}),
 }
-REQUESTS: Mapping[str, PlanRequest] = {"4": request("4"), "2x2": request("2x2"), "overlapping": overlapping("4", hides=0.9, link=5.0)}
+REQUESTS: Mapping[str, PlanRequest] = {"4": request("4"), "2x2": request("2x2"), "overlapping": overlapping("4")}
 
 
 @cache
@@ -63,17 +99,17 @@ def without_memory(problem: Problem, tie: int) -> Problem:
 
 
 @pytest.mark.parametrize("wanted", REQUESTS)
-@pytest.mark.parametrize("name", ["mlp", "llama"])
+@pytest.mark.parametrize("name", ["stack", "mlp", "llama"])
 def test_what_copies_that_differ_may_gain_is_never_said_to_be_less_than_they_do(name: str, wanted: str) -> None:
     start, found = folded(name, wanted)
     known = unfolded(start, found, find_blocks(start.candidates.graph), REQUESTS[wanted].limit_bytes)
     judge = Judge(start, found, REQUESTS[wanted].limit_bytes)
     exact = solve(without_memory(judge.built.problem, judge.tie), 60.0, hint=judge.folded)
     assert known is not None and exact is not None and exact.status == "optimal"
-    cost = judge.cost(exact.choice)
-    assert cost is not None
-    assert known.loss + start.problem.tie >= judge.gain(exact.choice)
-    assert known.loss == 0, "here all layers alike are best"
+    gain = judge.gain(exact.choice)
+    assert known.loss + start.problem.tie >= gain
+    assert known.loss <= gain + start.problem.tie, "nor much more, where memory is ample"
+    assert (gain > start.problem.tie) == (name == "stack")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -126,6 +162,25 @@ def test_a_folded_choice_costs_and_takes_the_same_where_every_copy_decides_for_i
     assert split.memory == anew.memory
 
 
+def test_layers_alternate_where_that_is_best_and_nothing_is_left_to_gain() -> None:
+    plan = planned(module("stack"), REQUESTS["4"])
+    cuts = [line.use for pattern, line in plan.params.items() if pattern.endswith("weight")]
+    assert {(Shard(0),), (Shard(1),)} <= set(cuts)
+    start, found = folded("stack", "4")
+    alike = planned_as(start, found)
+    assert plan.predicted.step_ms < alike.predicted.step_ms
+    assert plan.solver == SolverInfo("optimal", 0.0, folded=True, unfolded_gap=0.0)
+    each = planned(module("stack"), replace(REQUESTS["4"], unfold=True))
+    assert each.solver == SolverInfo("optimal", 0.0, folded=False)
+    assert replace(each, solver=plan.solver) == plan
+
+
+def planned_as(start: Built, found: Outcome) -> Plan:
+    """The plan of a folded choice."""
+    facts = ModelFacts("module")
+    return emit(start.assignment(found.solution.choice), facts, REQUESTS["4"], SolverInfo("optimal"), found.built.recomputed)
+
+
 def limited(name: str, part: float, **wanted: Any) -> PlanRequest:
     """A request for so much of the memory that the best plan takes, with nothing recomputed: that makes folded plans quick to find."""
     limit_gib = part * planned(module(name), request("2")).predicted.memory_gib.peak
@@ -166,3 +221,11 @@ def test_deciding_for_every_copy_is_never_worse_than_for_all_alike(name: str, pa
     assert not each.solver.folded and each.solver.unfolded_gap is None
     assert each.predicted.step_ms <= alike.predicted.step_ms and each.predicted.memory_gib.peak * GIB <= wanted.limit_bytes
     assert (each.solver.status == "optimal") == (each.solver.gap == 0.0)
+
+
+def test_a_pin_of_one_copy_binds_no_other_where_every_copy_decides_for_itself() -> None:
+    pinned = {"params": "layers.2.linear.weight", "store": ["S(0)"], "use": ["R"]}
+    plan = planned(module("stack"), replace(REQUESTS["4"], unfold=True, pins=(pinned,)))
+    stored = {pattern: (line.store, line.use) for pattern, line in plan.params.items() if pattern.endswith("weight")}
+    assert stored["layers.2.linear.weight"] == ((Shard(0),), (R,))
+    assert len(set(stored.values())) > 1 and not plan.solver.folded

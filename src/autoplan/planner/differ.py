@@ -50,7 +50,7 @@ class _Differing:
         if choice is not None:
             self._take(judge, choice)
         left_s = self.deadline - perf_counter()
-        if self.request.unfold and left_s > 0:
+        if self.request.unfold and self.plan_now.solver.status != "optimal" and left_s > 0:
             choice = searched(judge, choice or judge.folded, left_s)
             if choice is not None:
                 self._take(judge, choice)

@@ -40,6 +40,15 @@ def apply_pins(candidates: Candidates, pins: Sequence[Mapping[str, Any]]) -> Can
     return candidates
 
 
+def name_single_copies(candidates: Candidates, pins: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a pin names some of the copies that decide alike, and not the others."""
+    graph, classes = candidates.graph, candidates.classes
+    alike = [[graph.values[value].address for value in members] for members in classes.value_members]
+    alike += [[graph.nodes[node].address for node in members] for members in classes.node_members]
+    patterns = [pin[key] for pin in pins for key in ("params", "ops") if isinstance(pin.get(key), str) and pin[key] != ALL]
+    return any(len({match(pattern, name) for name in names}) > 1 for pattern in patterns for names in alike)
+
+
 def _apply(candidates: Candidates, pin: Mapping[str, Any]) -> Candidates:
     section = next((key for key in _KEYS if key in pin), None)
     said = set(pin) - {section}

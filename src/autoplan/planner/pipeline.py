@@ -24,11 +24,12 @@ from autoplan.planner.differ import best_plan
 from autoplan.planner.emit import ModelFacts, emit
 from autoplan.planner.infeasible import nothing_fits
 from autoplan.planner.overlap import cheapest_overlapped
-from autoplan.planner.pins import apply_pins
+from autoplan.planner.pins import apply_pins, name_single_copies
 from autoplan.planner.prices import Prices
 from autoplan.planner.recompute import Outcome
 from autoplan.planner.remedies import remedies
 from autoplan.planner.request import PlanRequest
+from autoplan.planner.split import split_candidates
 from autoplan.planner.terms import terms_of
 from autoplan.rules.registry import rule_of
 
@@ -64,9 +65,11 @@ def plan_module(
     clock = _Clock(progress)
     with clock.stage("capture"):
         graph = capture_for(module, args, kwargs, request.options)
-        folded = classes(graph, find_blocks(graph))
+        runs = find_blocks(graph)
     with clock.stage("rules"):
-        candidates = enumerate_candidates(graph, request.mesh, folded)
+        candidates = enumerate_candidates(graph, request.mesh, classes(graph, runs))
+        if request.unfold and name_single_copies(candidates, request.pins):
+            runs, candidates = (), split_candidates(candidates, ())
         if request.strict:
             refuse_fallbacks(graph)
         candidates = apply_pins(candidates, request.pins)
@@ -86,7 +89,7 @@ def plan_module(
             assignment = outcome.built.assignment(outcome.solution.choice)
             return emit(assignment, facts, request, solver, outcome.built.recomputed, outcome.built.terms.prefetch)
 
-        plan = best_plan(built, found, find_blocks(graph), request, deadline, emitted)
+        plan = best_plan(built, found, runs, request, deadline, emitted)
     return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies)
 
 
