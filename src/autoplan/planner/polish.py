@@ -6,7 +6,7 @@ as in the folded plan: between the two, memory and cost change step by step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from autoplan.errors import OutOfTime
@@ -35,6 +35,9 @@ class Judge:
         self.built, *self.waiting = (build_problem(one, limit_bytes, found.built.recomputed) for one in terms)
         self.folded = tuple(found.solution.choice[node] for node in folded_nodes(start.terms, split))
         self.tie = FINER * start.problem.tie
+        before = self.cost(self.folded)
+        assert before is not None, "the folded plan is possible"
+        self.before = before
 
     def cost(self, choice: Sequence[int]) -> int | None:
         """What a choice costs, None if it is forbidden."""
@@ -45,15 +48,9 @@ class Judge:
 
     def gain(self, choice: Choice) -> int:
         """By how much less than the folded plan a possible choice costs, in the units of the folded problem."""
-        before, after = self.cost(self.folded), self.cost(choice)
-        assert before is not None and after is not None
-        return (before - after) // FINER
-
-    def is_better(self, choice: Choice, than: Choice | None = None) -> bool:
-        """Whether a choice costs less than another, the folded plan unless said, by more than preferences."""
-        before, after = self.cost(self.folded if than is None else than), self.cost(choice)
-        assert before is not None, "what is known is possible"
-        return after is not None and after < before - self.tie
+        cost = self.cost(choice)
+        assert cost is not None
+        return (self.before - cost) // FINER
 
     @property
     def problem(self) -> Problem:
@@ -70,17 +67,23 @@ def polished(judge: Judge, found: Unfolded, runs: Sequence[BlockRun]) -> Choice 
     """
     if found.walk is None:
         return None
-    return min(filter(judge.is_better, _mixtures(judge, found, runs)), key=lambda choice: (judge.cost(choice), choice), default=None)
+    return _cheapest(judge, _mixtures(judge, found, runs), judge.before)
 
 
 def searched(judge: Judge, best: Choice, time_limit_s: float) -> Choice | None:
-    """The same after a search in the whole problem for as long as it may take, which begins with `best`."""
+    """A choice that costs less than `best`, after a search in the whole problem that begins with it, for as long as it may take."""
     try:
         solution = solve(judge.problem, time_limit_s, hint=best)
     except OutOfTime:
         return None
-    better = None if solution is None else solution.choice
-    return better if better is not None and judge.is_better(better, than=best) else None
+    return None if solution is None else _cheapest(judge, [solution.choice], judge.cost(best))
+
+
+def _cheapest(judge: Judge, choices: Iterable[Choice], below: int | None) -> Choice | None:
+    """The cheapest that costs less than `below` by more than preferences."""
+    assert below is not None
+    costs = {choice: cost for choice in choices if (cost := judge.cost(choice)) is not None and cost < below - judge.tie}
+    return min(costs, key=lambda choice: (costs[choice], choice), default=None)
 
 
 def _mixtures(judge: Judge, parts: Unfolded, runs: Sequence[BlockRun]) -> Iterator[Choice]:
