@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autoplan.assignment import decode
 from autoplan.cost.hardware import GIB
 from autoplan.graph import classes, find_blocks
+from autoplan.graph.blocks import BlockRun
 from autoplan.models import gpt2, llama, mlp
 from autoplan.placement import R, Shard
 from autoplan.plan import dump_plan, parse_plan
@@ -68,8 +69,39 @@ def stack() -> Module:
     return Stack(1024), (torch.randn(1, 1024),), {}
 
 
+class Reader(nn.Module):
+    """A layer that reads what another stack has made, beside what the one before it has."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.of_stack = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, made: Tensor, table: Tensor) -> Tensor:
+        return x + torch.relu(self.of_stack(made) * table)
+
+
+class TwoStacks(nn.Module):
+    """The second stack reads the last layer of the first in every layer, and a table that only it needs."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(Wide(dim) for _ in range(3))
+        self.table = nn.Parameter(torch.ones(dim))
+        self.second = nn.ModuleList(Reader(dim) for _ in range(BLOCKS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = x
+        for layer in self.first:
+            made = layer(made)
+        table = torch.exp(self.table)
+        for reader in self.second:
+            x = reader(x, made, table)
+        return x.square().mean()
+
+
 MODELS = {
     "stack": stack,
+    "two stacks": lambda: (TwoStacks(64), (torch.randn(8, 64),), {}),
     "mlp": lambda: mlp.build(**MLP | {"n_layers": BLOCKS + 1}),  # whose activations between the layers are no chain of copies
     "llama": lambda: llama.build(**LLAMA | {"n_layers": BLOCKS}),
     "gpt2": lambda: gpt2.build(**GPT2 | {"n_layers": BLOCKS}),
@@ -112,22 +144,25 @@ def test_what_copies_that_differ_may_gain_is_never_said_to_be_less_than_they_do(
     assert (gain > start.problem.tie) == (name == "stack")
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["two stacks", "llama", "gpt2"])
 def test_the_pieces_of_a_chain_never_cost_more_than_the_whole_whatever_each_copy_does(name: str) -> None:
     """Choices drawn around the best folded one, some nodes of each copy at random."""
     start, found = folded(name, "2x2")
-    [run], limit_bytes, random = find_blocks(start.candidates.graph), REQUESTS["2x2"].limit_bytes, Random(0)
+    runs, limit_bytes, random = find_blocks(start.candidates.graph), REQUESTS["2x2"].limit_bytes, Random(0)
     whole = build_problem(split_terms(start.terms, ()), limit_bytes)
-    parts = build_problem(split_terms(start.terms, parted([run])), limit_bytes)
-    chain = chain_of(parts, [run])
+    parts = build_problem(split_terms(start.terms, parted(runs)), limit_bytes)
+    chain = chain_of(parts, runs)
+    assert len(chain.copies) == len(runs) == (2 if name == "two stacks" else 1)
     alone = {part: node for node, part in enumerate(folded_nodes(parts.terms, whole.terms))}
 
-    def in_place_of(*copies: tuple[int, int]) -> dict[int, int]:
+    def in_place_of(run: BlockRun, *copies: tuple[int, int]) -> dict[int, int]:
         """By node of the parts the node of the whole that it stands for, where copy `part` stands for copy `k`."""
-        return alone | {p: w for part, k in copies for p, w in zip(nodes_of(parts, run, part), nodes_of(whole, run, k), strict=True)}
+        return {p: w for part, k in copies for p, w in zip(nodes_of(parts, run, part), nodes_of(whole, run, k), strict=True)}
 
-    pieces = [(chain.rest, in_place_of((0, 0), (run.count - 1, run.count - 1)))]
-    pieces += [(chain.copies[0], in_place_of((0, k - 1), (1, k))) for k in range(1, run.count)]
+    ends = [in_place_of(run, (0, 0), (run.count - 1, run.count - 1)) for run in runs]
+    pieces = [(chain.rest, alone | {p: w for end in ends for p, w in end.items()})]
+    for run, copy in zip(runs, chain.copies, strict=True):
+        pieces += [(copy, alone | in_place_of(run, (0, k - 1), (1, k))) for k in range(1, run.count)]
     best = [found.solution.choice[node] for node in folded_nodes(start.terms, whole.terms)]
     possible = 0
     for changed in range(40):
