@@ -31,8 +31,9 @@ class NotAChain(Exception):
 class Piece:
     """A part of a problem as a problem of its own: `nodes[k]` is the number in the whole of its node k.
 
-    `readers` has by value of the part, by its name, the positions of its readers among those in the whole. Of a copy, `entry` is the node of the copy before that it reads, `exit` its own such node; of the rest `links` are, by run, that
-    node of the first copy and that of the last. `shared` are the nodes that only stand for what all copies read.
+    `readers` has, by the name of a value, which of its readers are in the part. Of a copy, `entry` is the node of the copy before that
+    it reads, `exit` its own such node; of the rest, `links` are by run that node of the first copy and that of the last. `shared`
+    are the nodes that only stand for what all copies read.
     """
 
     problem: Problem
@@ -105,6 +106,12 @@ def _reading(graph: Graph, run: BlockRun, k: int) -> list[tuple[tuple[str | int,
 
 
 class _Cutter:
+    """Where each node belongs, and by that which part of every cost a piece has.
+
+    What all copies of a run read, and only they, each of them has for itself (a *cone*), at its part of the cost; what others read
+    as well stays with the rest, and each reading copy pays its part of bringing it there.
+    """
+
     def __init__(self, built: Built, runs: Sequence[BlockRun]) -> None:
         self.problem, self.runs = built.problem, runs
         self.places: list[Place] = [None] * len(built.problem.nodes)

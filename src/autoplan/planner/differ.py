@@ -14,7 +14,7 @@ from autoplan.planner.polish import MOST_NODES, Choice, Judge, polished, searche
 from autoplan.planner.problem import Solution
 from autoplan.planner.recompute import Outcome
 from autoplan.planner.request import PlanRequest
-from autoplan.planner.unfold import Unfolded, unfolded
+from autoplan.planner.unfold import MOST_STRATEGIES, Unfolded, unfolded
 
 Emit = Callable[[Outcome, SolverInfo], Plan]
 
@@ -42,8 +42,7 @@ class _Differing:
 
     def plan(self) -> Plan:
         """The folded plan unless another one is better."""
-        is_close = self.known is not None and self.known.loss < self.start.problem.tie
-        if is_close or not (self.request.unfold or (self.known is not None and self.known.walk is not None)):
+        if not self._is_worth_it():
             return self.plan_now
         judge = Judge(self.start, self.found, self.request.limit_bytes)
         choice = None if self.known is None else polished(judge, self.known, self.runs)
@@ -55,6 +54,15 @@ class _Differing:
             if choice is not None:
                 self._take(judge, choice)
         return self.plan_now
+
+    def _is_worth_it(self) -> bool:
+        """Whether to look for a better plan: never where that is hopeless, and not after a search that was cut."""
+        is_cut = self.found.solution.status != "optimal" and perf_counter() > self.deadline
+        if is_cut or self.start.problem.strategies > MOST_STRATEGIES:
+            return False
+        if self.known is None:
+            return self.request.unfold
+        return self.known.loss >= self.start.problem.tie and (self.request.unfold or self.known.walk is not None)
 
     def _take(self, judge: Judge, choice: Choice) -> None:
         """Take a choice as the plan if it is predicted to fit and to be faster."""

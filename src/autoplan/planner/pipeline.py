@@ -14,22 +14,20 @@ from autoplan.assignment import Assignment, decode
 from autoplan.assignment.recompute import recomputed_segments
 from autoplan.cost.hardware import Hardware
 from autoplan.errors import FallbackError, join_problems
-from autoplan.graph import COMPUTE_DTYPE, Graph, capture, cast_module, classes, find_blocks, foldable_prefixes
+from autoplan.graph import COMPUTE_DTYPE, Graph, capture, cast_module, find_blocks, foldable_prefixes
 from autoplan.graph.segments import block_segments
 from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import Options, Plan, SolverInfo
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.candidates import enumerate_candidates
 from autoplan.planner.differ import best_plan
 from autoplan.planner.emit import ModelFacts, emit
 from autoplan.planner.infeasible import nothing_fits
 from autoplan.planner.overlap import cheapest_overlapped
-from autoplan.planner.pins import apply_pins, name_single_copies
+from autoplan.planner.pins import pinned
 from autoplan.planner.prices import Prices
 from autoplan.planner.recompute import Outcome
 from autoplan.planner.remedies import remedies
 from autoplan.planner.request import PlanRequest
-from autoplan.planner.split import split_candidates
 from autoplan.planner.terms import terms_of
 from autoplan.rules.registry import rule_of
 
@@ -65,14 +63,10 @@ def plan_module(
     clock = _Clock(progress)
     with clock.stage("capture"):
         graph = capture_for(module, args, kwargs, request.options)
-        runs = find_blocks(graph)
     with clock.stage("rules"):
-        candidates = enumerate_candidates(graph, request.mesh, classes(graph, runs))
-        if request.unfold and name_single_copies(candidates, request.pins):
-            runs, candidates = (), split_candidates(candidates, ())
         if request.strict:
             refuse_fallbacks(graph)
-        candidates = apply_pins(candidates, request.pins)
+        candidates, runs = pinned(graph, request)
     with clock.stage("problem"):
         terms = terms_of(candidates, Prices(graph, request.mesh, request.hardware, request.options))
         built = build_problem(terms, request.limit_bytes)

@@ -27,6 +27,8 @@ from autoplan.planner.split import FINER, folded_nodes, folded_values, split_ter
 from autoplan.planner.terms import ValueTerms
 
 Walk = tuple[dict[int, int], tuple[tuple[dict[int, int], ...], ...]]
+"""What the rest chooses by node, and by run what each later copy does."""
+
 MOST_STRATEGIES = 6_000  # of the folded problem: beyond, tables for pairs of borders are too large
 
 
