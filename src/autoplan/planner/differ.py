@@ -23,7 +23,8 @@ def best_plan(start: Built, found: Outcome, runs: Sequence[BlockRun], request: P
     """The plan of `found`, the best folded one of the problem `start`, or a better one whose copies differ, and what is known of those.
 
     By default `status` and `gap` speak of folded plans, and `unfolded_gap` of all. Where every copy is asked to decide for itself,
-    the former speak of all plans, and the search goes on until the deadline.
+    the former speak of all plans, and the search goes on until the deadline. What is done by default is limited by sizes alone, never by
+    time: the same input gives the same bytes.
     """
     if not runs:  # nothing is folded
         gap = found.solution.gap

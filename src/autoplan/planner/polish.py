@@ -21,6 +21,9 @@ from autoplan.planner.unfold import Unfolded
 
 Choice = tuple[int, ...]
 MOST_NODES = 2_000  # of the graph: to look at plans whose copies differ takes too long where there are more
+MOST_SEARCHED = (
+    20_000  # strategies of the problem in which every copy decides for itself: beyond, the solver does not come to bounds in a minute
+)
 SIDES = (True, False)
 
 
@@ -71,7 +74,12 @@ def polished(judge: Judge, found: Unfolded, runs: Sequence[BlockRun]) -> Choice 
 
 
 def searched(judge: Judge, best: Choice, time_limit_s: float) -> Choice | None:
-    """A choice that costs less than `best`, after a search in the whole problem that begins with it, for as long as it may take."""
+    """A choice that costs less than `best`, after a search in the whole problem that begins with it, for as long as it may take.
+
+    None where the problem is so large that the search would not even have begun by then.
+    """
+    if judge.built.problem.strategies > MOST_SEARCHED:
+        return None
     try:
         solution = solve(judge.problem, time_limit_s, hint=best)
     except OutOfTime:
