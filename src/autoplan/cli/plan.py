@@ -176,6 +176,8 @@ def report(planned: Planned, seconds: Mapping[str, float], *, whole: bool) -> di
     return {
         "status": plan.solver.status,
         "gap": plan.solver.gap,
+        "folded": plan.solver.folded,
+        "unfolded_gap": plan.solver.unfolded_gap,
         "step_ms": plan.predicted.step_ms,
         "peak_gib": plan.predicted.memory_gib.peak,
         "seconds": dict(seconds),

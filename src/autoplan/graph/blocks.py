@@ -98,6 +98,12 @@ def classes(graph: Graph, blocks: Iterable[BlockRun]) -> NodeClasses:
     )
 
 
+def state_under(graph: Graph, run: BlockRun, k: int) -> list[int]:
+    """The values of the parameters and buffers of copy k of a run, aligned with those of its other copies."""
+    value_of = {parameter.fqn: parameter.value for parameter in graph.parameters}
+    return [*(value_of[fqn] for fqn in run.parameters[k]), *_buffers_of(graph, f"{run.prefix}.{run.indices[k]}.")]
+
+
 def _partition(size: int, groups: Iterable[tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
     """Class of every number below `size`, and the members of every class; classes count up with their first member."""
     together = {number: group for group in groups for number in group}

@@ -193,7 +193,10 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class SolverInfo:
-    """How sure the decisions are: `gap` is relative to the bound, None where there is no bound."""
+    """How sure the decisions are: no plan costs less than by this part, `gap`, of the plan's cost; None where nothing is proved.
+
+    If `folded`, status and gap compare with plans that treat all copies of a block alike, and `unfolded_gap` with all plans.
+    """
 
     status: str
     gap: float | None = None

@@ -57,7 +57,9 @@ def _header(plan: Plan, said: Mapping[str, Plain]) -> Iterator[str]:
     yield "  ".join([model.target, *settings, *example])
     yield f"  {model.parameters:,} parameters on {axes} ({devices}, {plan.hardware.profile})"
     yield f"  {options.mode}, {options.optimizer}, {options.precision}{limit}"
-    yield f"  {solver['status']}{gap}"
+    unfolded_gap = solver.get("unfolded_gap")
+    unfolded = "" if unfolded_gap is None else f", unfolded gap {100 * unfolded_gap:.3g} %"
+    yield f"  {solver['status']}{gap}{unfolded}"
 
 
 def _time(predicted: Mapping[str, Plain]) -> Iterator[str]:

@@ -38,7 +38,7 @@ def cheapest_overlapped(
     deadline = perf_counter() + time_limit_s
     weights = _Weights(sorted(prices.prefixes))
     best: Outcome | None = None
-    proved = 0
+    proved, proved_with = -1, dict(weights.now)
     for _ in range(WEIGHINGS):
         terms = start.terms.ahead(weights.now)
         starts = (build_problem(terms, limit_bytes), start)
@@ -51,7 +51,9 @@ def cheapest_overlapped(
         if found is None:
             return None
         true, waits = _true(found, start, limit_bytes)
-        proved = max(proved, found.solution.bound - (0 if weights.are_whole else terms.rounding))
+        bound = found.solution.bound - (0 if weights.are_whole else terms.rounding)
+        if bound > proved:
+            proved, proved_with = bound, dict(weights.now)
         best = true if best is None or true.solution.cost < best.solution.cost else best
         is_close = proved > best.solution.cost - max(start.problem.tie, CLOSE * best.solution.cost)
         if is_close or perf_counter() > deadline or not weights.move(waits):
@@ -59,7 +61,7 @@ def cheapest_overlapped(
     assert best is not None
     cost = best.solution.cost
     status = "optimal" if proved > cost - start.problem.tie else "feasible"
-    return replace(best, solution=replace(best.solution, bound=min(proved, cost), status=status))
+    return replace(best, solution=replace(best.solution, bound=min(proved, cost), status=status), waiting=proved_with)
 
 
 def waits_of(start: Built, limit_bytes: int, recomputed: Sequence[Segment], choice: Sequence[int]) -> tuple[int, dict[str, int]]:

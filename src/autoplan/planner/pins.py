@@ -16,10 +16,14 @@ from typing import Any
 
 from autoplan.assignment.names import input_name
 from autoplan.errors import PlacementError, PlanError, join_problems
+from autoplan.graph.blocks import BlockRun, classes, find_blocks
+from autoplan.graph.ir import Graph
 from autoplan.graph.segments import block_segments
 from autoplan.placement import Placements, format_placements, forward_of, parse_placement
 from autoplan.plan.patterns import match
-from autoplan.planner.candidates import Candidates
+from autoplan.planner.candidates import Candidates, enumerate_candidates
+from autoplan.planner.request import PlanRequest
+from autoplan.planner.split import split_candidates
 from autoplan.rules.row import Strategy
 
 _KEYS = {"params": {"store", "use", "gather"}, "inputs": {"place"}, "ops": {"row"}, "recompute": {"blocks"}}
@@ -38,6 +42,24 @@ def apply_pins(candidates: Candidates, pins: Sequence[Mapping[str, Any]]) -> Can
     if problems:
         raise join_problems(PlanError, problems)
     return candidates
+
+
+def pinned(graph: Graph, request: PlanRequest) -> tuple[Candidates, tuple[BlockRun, ...]]:
+    """The candidates that a request allows, and the runs of blocks that are folded: none where pins name single copies under --unfold."""
+    runs = find_blocks(graph)
+    candidates = enumerate_candidates(graph, request.mesh, classes(graph, runs))
+    if request.unfold and _name_single_copies(candidates, request.pins):
+        runs, candidates = (), split_candidates(candidates, ())
+    return apply_pins(candidates, request.pins), runs
+
+
+def _name_single_copies(candidates: Candidates, pins: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a pin names some of the copies that decide alike, and not the others."""
+    graph, classes = candidates.graph, candidates.classes
+    alike = [[graph.values[value].address for value in members] for members in classes.value_members]
+    alike += [[graph.nodes[node].address for node in members] for members in classes.node_members]
+    patterns = [pin[key] for pin in pins for key in ("params", "ops") if isinstance(pin.get(key), str) and pin[key] != ALL]
+    return any(len({match(pattern, name) for name in names}) > 1 for pattern in patterns for names in alike)
 
 
 def _apply(candidates: Candidates, pin: Mapping[str, Any]) -> Candidates:

@@ -14,18 +14,17 @@ from autoplan.assignment import Assignment, decode
 from autoplan.assignment.recompute import recomputed_segments
 from autoplan.cost.hardware import Hardware
 from autoplan.errors import FallbackError, join_problems
-from autoplan.graph import COMPUTE_DTYPE, Graph, capture, cast_module, classes, find_blocks, foldable_prefixes
+from autoplan.graph import COMPUTE_DTYPE, Graph, capture, cast_module, find_blocks, foldable_prefixes
 from autoplan.graph.segments import block_segments
 from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import Options, Plan, SolverInfo
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.candidates import enumerate_candidates
+from autoplan.planner.differ import best_plan
 from autoplan.planner.emit import ModelFacts, emit
 from autoplan.planner.infeasible import nothing_fits
 from autoplan.planner.overlap import cheapest_overlapped
-from autoplan.planner.pins import apply_pins
+from autoplan.planner.pins import pinned
 from autoplan.planner.prices import Prices
-from autoplan.planner.problem import Solution
 from autoplan.planner.recompute import Outcome
 from autoplan.planner.remedies import remedies
 from autoplan.planner.request import PlanRequest
@@ -64,23 +63,27 @@ def plan_module(
     clock = _Clock(progress)
     with clock.stage("capture"):
         graph = capture_for(module, args, kwargs, request.options)
-        folded = classes(graph, () if request.unfold else find_blocks(graph))
     with clock.stage("rules"):
-        candidates = enumerate_candidates(graph, request.mesh, folded)
         if request.strict:
             refuse_fallbacks(graph)
-        candidates = apply_pins(candidates, request.pins)
+        candidates, runs = pinned(graph, request)
     with clock.stage("problem"):
         terms = terms_of(candidates, Prices(graph, request.mesh, request.hardware, request.options))
         built = build_problem(terms, request.limit_bytes)
     with clock.stage("solve"):
+        deadline = perf_counter() + (request.time_limit_s or TIME_LIMIT_S)
         found = _solve(built, request, progress)
         if found is None:
             options = remedies(graph, request, lambda changed: capture_for(module, args, kwargs, changed))
             raise nothing_fits(built, request.limit_bytes, options)
-    facts = ModelFacts.of(module, request.target, request.settings, request.rules)
-    assignment = found.built.assignment(found.solution.choice)
-    plan = emit(assignment, facts, request, solver_info(found.solution, request), found.built.recomputed, found.built.terms.prefetch)
+    with clock.stage("unfold"):
+        facts = ModelFacts.of(module, request.target, request.settings, request.rules)
+
+        def emitted(outcome: Outcome, solver: SolverInfo) -> Plan:
+            assignment = outcome.built.assignment(outcome.solution.choice)
+            return emit(assignment, facts, request, solver, outcome.built.recomputed, outcome.built.terms.prefetch)
+
+        plan = best_plan(built, found, runs, request, deadline, emitted)
     return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies)
 
 
@@ -123,11 +126,6 @@ def base_choice(built: Built, base: Plan) -> tuple[int, ...] | None:
         return built.choice(decode(base, built.candidates.graph))
     except (PlanError, ValueError):
         return None
-
-
-def solver_info(solution: Solution, request: PlanRequest) -> SolverInfo:
-    """How sure the solver is."""
-    return SolverInfo(solution.status, solution.gap, folded=not request.unfold)
 
 
 def recost(plan: Plan, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], hardware: Hardware) -> Plan:

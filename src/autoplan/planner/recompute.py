@@ -39,12 +39,15 @@ Kept = tuple[Array, ...]
 class Outcome:
     """The best plan: the numbers of copies that recompute, the problem in which just these do, and the solution of it.
 
-    The solution's bound holds for all numbers.
+    The solution's bound holds for all numbers. `shares` bound the problem without limits best; `waiting` are the weights under
+    which the bound was proved (`overlap`).
     """
 
     numbers: Numbers
     built: Built
     solution: Solution
+    shares: Mapping[str, Shares] = field(default_factory=dict)
+    waiting: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -146,7 +149,7 @@ class _Cheapest:
             everything = tuple(np.arange(len(node.costs)) for node in first.start.problem.nodes)
             for family in filter(self._can_fit, self.families):
                 for box in family.copies.pieces(root):
-                    self._push(family, box, bound, everything, {} if self.shared is None else self.shared.shares)
+                    self._push(family, box, bound, everything, self._shares())
         while self.open and not self._is_enough(self.open[0].bound):
             if self.left_s <= 0:
                 self._give_up(self.open[0].bound)
@@ -206,6 +209,10 @@ class _Cheapest:
 
     def _give_up(self, bound: int) -> None:
         self.given_up = bound if self.given_up is None else min(self.given_up, bound)
+
+    def _shares(self) -> Mapping[str, Shares]:
+        """Those that bound the problem without limits best, as far as it was bounded."""
+        return {} if self.shared is None else self.shared.shares
 
     def _useful(self, kept: Kept) -> Kept:
         """Which of these strategies a plan cheaper than the best may use, by what is proved without limits."""
@@ -308,7 +315,7 @@ class _Cheapest:
         family, numbers, choice = self.best
         bound = self.cost if self.given_up is None else min(self.cost, self.given_up)
         status = "optimal" if self.cost - bound < self.tie else "feasible"
-        return Outcome(numbers, family.fixed(numbers), Solution(choice, self.cost, bound, status))
+        return Outcome(numbers, family.fixed(numbers), Solution(choice, self.cost, bound, status), self._shares())
 
 
 def _full(choice: Sequence[int], kept: Kept) -> tuple[int, ...]:

@@ -7,13 +7,11 @@ from dataclasses import replace
 from math import prod
 
 from autoplan.graph import Graph
-from autoplan.graph.blocks import classes, find_blocks
 from autoplan.placement import Mesh
 from autoplan.plan.schema import Options
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.candidates import enumerate_candidates
 from autoplan.planner.infeasible import Remedy
-from autoplan.planner.pins import apply_pins
+from autoplan.planner.pins import pinned
 from autoplan.planner.prices import Prices
 from autoplan.planner.request import PlanRequest
 from autoplan.planner.terms import terms_of
@@ -34,9 +32,8 @@ def remedies(graph: Graph, request: PlanRequest, recaptured: Callable[[Options],
 
 def problem_of(graph: Graph, request: PlanRequest) -> Built:
     """The problem of planning a graph as the request says, nothing recomputed."""
-    candidates = enumerate_candidates(graph, request.mesh, classes(graph, () if request.unfold else find_blocks(graph)))
-    prices = Prices(graph, request.mesh, request.hardware, request.options)
-    return build_problem(terms_of(apply_pins(candidates, request.pins), prices), request.limit_bytes)
+    candidates, _ = pinned(graph, request)
+    return build_problem(terms_of(candidates, Prices(graph, request.mesh, request.hardware, request.options)), request.limit_bytes)
 
 
 def _without_pin(graph: Graph, request: PlanRequest, k: int) -> Callable[[], Built]:

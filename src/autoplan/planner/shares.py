@@ -29,6 +29,7 @@ SHRINKING = 0.6  # of the step, where it leads to no better bound
 SHORTEST = 0.2
 PATIENCE = 0.2  # of the shortest step, where bounds are too weak to go on
 LARGEST_TABLE = 8_000_000  # entries
+LARGEST_BY_SHARES = 6_000  # strategies: beyond, messages take long to bring shares near; on 8x8x8 they left 11 % where nodes left none
 CLOSE = 1e-6  # of the bound: what is no better than that is not better
 
 
@@ -62,7 +63,8 @@ class SharedBound:
         try:
             self.below = self._rounds(everything, None, Elimination)
         except TooWide:
-            self.below = self._rounds(everything, None, Passing) if self.problem.limits else self._whole()
+            shares_do = self.problem.limits or self.problem.strategies <= LARGEST_BY_SHARES
+            self.below = self._rounds(everything, None, Passing) if shares_do else self._whole()
 
     def within(self, threshold: int) -> Bound | None:
         """Closer bounds on the choices of at most `threshold`, None where too many strategies are left for that."""
@@ -119,7 +121,7 @@ class SharedBound:
         good, step = self.shares, STEP
         engines: list[Passing | Elimination] = []
         for _ in range(ROUNDS):
-            models = [_among(_Relaxation(problem, self.shares).model(), alive) for problem in self.problems]
+            models = [_among(relaxation(problem, self.shares), alive) for problem in self.problems]
             prices = np.zeros(len(models[0].limits)) if prices is None else prices
             assert len({len(model.limits) for model in models}) == 1, "prices are by row"
             if engines:
@@ -203,6 +205,10 @@ class Shares:
         kept = np.repeat(keeps / max(keeps.sum(), 1), value.classes, axis=1)
         return cls(np.full((readers, len(value.forward_class)), 1 / readers), np.full((readers, value.classes), 1 / readers), kept)
 
+    def among(self, readers: Sequence[int]) -> Shares:
+        """The shares of only these readers, who pay the whole among them."""
+        return Shares(*(_whole(shares[list(readers)]) for shares in (self.backward, self.forward, self.kept)))
+
     def moved(self, value: ProblemValue, choice: Sequence[int], step: float) -> Shares:
         """A part of the way to charging only the readers that use a state, where any does."""
         states = np.array([-1 if (q := reader.needs[choice[reader.node]]) is None else q for reader in value.readers])
@@ -211,12 +217,23 @@ class Shares:
         return Shares(_moved(self.backward, states, step), _moved(self.forward, classes, step), _moved(self.kept, keeping, step))
 
 
+def _whole(shares: Array) -> Array:
+    """Shares that add up to 1 in every column, in proportion; equal ones where there are none."""
+    total = shares.sum(0)
+    return np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / len(shares))
+
+
 def _moved(shares: Array, used: Array, step: float) -> Array:
     moved = shares.copy()
     for column in set(used.tolist()) - {-1}:
         using = used == column
         moved[:, column] = (1 - step) * shares[:, column] + step * using / using.sum()
     return moved
+
+
+def relaxation(problem: Problem, shares: Mapping[str, Shares]) -> Model:
+    """The simpler model that bounds a problem, under shares by the names of its values."""
+    return _Relaxation(problem, shares).model()
 
 
 class _Relaxation(Modeller):

@@ -8,7 +8,7 @@ repeated blocks and prices what passes between their copies, without a word abou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from autoplan.cost.transitions import Moves
 from autoplan.graph.ir import Value
 from autoplan.placement import Placements
 from autoplan.planner.candidates import Candidates
-from autoplan.planner.prices import Array, Prices, ValuePrices
+from autoplan.planner.prices import Array, Prices
 from autoplan.planner.problem import FORBIDDEN, Reader, Vector
 from autoplan.planner.states import StateNumbers, States
 
@@ -70,7 +70,8 @@ class SourceTerms:
 class ValueTerms:
     """Values whose producers and readers are of the same classes. Costs are of all members, seconds and bytes of one.
 
-    `forward[p][f]` and `backward[p][q]` as in ProblemValue; `again_s[p][f]` what bringing it there once more takes;
+    `forward[p][f]` and `backward[p][q]` as in ProblemValue, of `forward_s` and `backward_s`; `again_s[p][f]` what bringing it there
+    once more takes;
     `kept_bytes[f]` a copy that lasts until backward; `in_flight_bytes[f]` what the block at work needs of a parameter,
     `unreduced_bytes[p]` of one that is read as it is stored.
     """
@@ -84,8 +85,10 @@ class ValueTerms:
     made: Vector
     forward_class: Vector
     forward: Array
+    forward_s: Array
     again_s: Array
     backward: Array
+    backward_s: Array
     free: tuple[int | None, ...]
     kept_bytes: Array
     in_flight_bytes: Array
@@ -112,7 +115,7 @@ class ValueTerms:
 class Terms:
     """All of them. Problem nodes are the node classes first, then the sources, then the outputs of the graph.
 
-    Parameters of blocks travel `prefetch` pieces ahead.
+    Parameters of blocks travel `prefetch` pieces ahead; `waiting` is what `ahead` was told.
     """
 
     candidates: Candidates
@@ -124,6 +127,7 @@ class Terms:
     source_nodes: Mapping[int, int]  # value class -> problem node
     output_nodes: tuple[int, ...]
     prefetch: int = 0
+    waiting: Mapping[str, float] = field(default_factory=dict)
 
     def ahead(self, waiting: Mapping[str, float]) -> Terms:
         """The same where parameters of blocks travel one piece ahead, and their gradients while backward goes on.
@@ -138,7 +142,7 @@ class Terms:
             value if value.block is None else value.ahead(1 - hides * (1 - waiting.get(kind_of_block(value.block), 0.0)))
             for value in self.values
         )
-        return replace(self, ops=ops, values=values, prefetch=1)
+        return replace(self, ops=ops, values=values, prefetch=1, waiting=waiting)
 
     def cost(self, seconds: Array, *, down: bool = False) -> Array:
         """Integer costs of strategies; among equals the earlier ones first."""
@@ -256,6 +260,8 @@ class _Pricer:
         block = block_of(value.address, self.prices.prefixes) if value.kind == "parameter" else None
         prices = self.prices.of_value(value, block)
         again_s = prices.forward_s(forward)
+        forward_s = again_s * (2 if prices.regathers else 1)
+        backward_s = np.zeros((len(states.produced), len(states.needed))) if backward is None else prices.backward_s(backward).T
         positions = {used: position for position, used in enumerate(states.placements)}
         homes, uses = (self.prices.transitions.placements(numbers) for numbers in (states.homes, states.placements))
         return ValueTerms(
@@ -267,9 +273,11 @@ class _Pricer:
             readers=tuple(Reader(node, needs) for (node, _), needs in zip(readers, states.needs, strict=True)),
             made=states.made,
             forward_class=states.forward_class,
-            forward=self._forward(len(members), prices, forward, again_s),
+            forward=self._forward(value, forward_s * len(members), forward),
+            forward_s=forward_s,
             again_s=again_s,
-            backward=self._backward(len(members), prices, backward, states),
+            backward=self._backward(backward_s * len(members), backward),
+            backward_s=backward_s,
             free=tuple(map(positions.get, states.homes)) if prices.home_is_free else (None,) * len(states.homes),
             kept_bytes=np.array([prices.kept_bytes(used) for used in uses]),
             in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in uses]),
@@ -277,20 +285,17 @@ class _Pricer:
             block=prices.block,
         )
 
-    def _forward(self, count: int, prices: ValuePrices, moves: Moves, seconds: Array) -> Array:
-        """[produced, placements]: what it costs to bring the values there, in backward once more where they are gathered again."""
-        value = prices.value
+    def _forward(self, value: Value, seconds: Array, moves: Moves) -> Array:
+        """[produced, placements]: what it costs to bring the values there."""
         counts = self.prices.transitions.collectives(moves)
-        costs = self._costs(seconds * count * (2 if prices.regathers else 1), counts)
+        costs = self._costs(seconds, counts)
         if value.kind == "parameter" and self.classes.value_class[value.id] in self.candidates.never_gathered:
             costs[counts > 0] = FORBIDDEN
         return costs
 
-    def _backward(self, count: int, prices: ValuePrices, moves: Moves | None, states: States) -> Array:
-        """[produced, needed]: what it costs to bring the gradient back."""
-        if moves is None:
-            return np.zeros((len(states.produced), len(states.needed)), dtype=np.int64)
-        return self._costs(prices.backward_s(moves) * count, self.prices.transitions.collectives(moves)).T
+    def _backward(self, seconds: Array, moves: Moves | None) -> Array:
+        """[produced, needed]: what it costs to bring the gradients back."""
+        return rounded(seconds, self.unit_s) if moves is None else self._costs(seconds, self.prices.transitions.collectives(moves).T)
 
     def _costs(self, seconds: Array, collectives: Array) -> Array:
         """The costs of redistributions: among plans that cost the same, the one with fewer collectives is read more easily."""

@@ -7,7 +7,7 @@ choices that use it. All in integers, as in `passing`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import EllipsisType
@@ -39,11 +39,14 @@ class _Step:
 class Elimination:
     """Takes out all nodes under changing prices; raises TooWide where that is too much work."""
 
-    def __init__(self, model: Model, magnitude: int, largest: int = LARGEST_TABLE) -> None:
-        """`magnitude` is about the cost of a good choice, for scaling; `largest` is how many entries a table may have."""
+    def __init__(self, model: Model, magnitude: int, largest: int = LARGEST_TABLE, last: Collection[int] = ()) -> None:
+        """`magnitude` is about the cost of a good choice, for scaling; `largest` is how many entries a table may have.
+
+        The nodes `last` are taken out after all others.
+        """
         self.priced = Priced(model, magnitude)
         self.sizes = [len(costs) for costs in model.costs]
-        self.steps = _plan(model, self.sizes, largest)
+        self.steps = _plan(model, self.sizes, largest, last)
         self.results: list[Array] = []
         self.value = 0
 
@@ -84,6 +87,17 @@ class Elimination:
             total = sum(array[tuple(slice(None) if w == step.node else chosen[w] for w in axes)] for axes, array in self._addends(step))
             chosen[step.node] = int(np.argmin(total))
         return tuple(chosen)
+
+    def last_table(self, nodes: tuple[int, int]) -> Array:
+        """[s, t]: the least that a choice costs with these strategies of two nodes, which have an edge and were taken out last."""
+        before, after = self.steps[-2:]
+        assert before.scope == (after.node,) and {before.node, after.node} == set(nodes)
+        table, last = (np.empty(self._shape((*step.scope, step.node)), dtype=np.int64) for step in (before, after))
+        for step, whole in ((before, table), (after, last)):
+            for part, entries in self._tables(step):
+                whole[part] = entries
+        both = table + (last - self.results[-2])[:, None] + (self.value - int(self.results[-1]))
+        return both if after.node == nodes[0] else both.T
 
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it."""
@@ -162,8 +176,8 @@ def _order(have: Sequence[int], want: Sequence[int]) -> list[int]:
     return [list(have).index(node) for node in want]
 
 
-def _plan(model: Model, sizes: Sequence[int], largest: int) -> list[_Step]:
-    """The order in which to take nodes out: always the one whose table is smallest."""
+def _plan(model: Model, sizes: Sequence[int], largest: int, last: Collection[int] = ()) -> list[_Step]:
+    """The order in which to take nodes out: always the one whose table is smallest, but `last` behind all others."""
     near = {u: set(around) for u, around in enumerate(model.neighbours())}
     edges = {u: set(around) for u, around in near.items()}
 
@@ -174,7 +188,7 @@ def _plan(model: Model, sizes: Sequence[int], largest: int) -> list[_Step]:
     steps, total, gone = [], 0.0, set()
     scopes: list[tuple[int, set[int]]] = []
     while near:
-        u = min(weight, key=lambda node: (weight[node], node))
+        u = min(weight, key=lambda node: (node in last, weight[node], node))
         total += weight[u]
         if weight[u] > largest or total > TABLES * largest:
             raise TooWide

@@ -1,0 +1,176 @@
+"""What folding costs: a bound on all plans in which every copy of a block decides for itself, and a better plan where there is one.
+
+Copies meet only through what one hands to the next, so that the cheapest of all plans is a walk through copies (`chain`, `solver.walks`).
+Limits of memory are left out of this: the bound is sound, and close where memory is ample. Two rounds: first with shares of what several
+readers need (`shares`), which says which strategies a better plan may use, then exactly among these. The work is limited by
+sizes, never by time, so that the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoplan.graph.blocks import BlockRun
+from autoplan.planner.build import Built, build_problem
+from autoplan.planner.chain import NotAChain, Piece, chain_of, parted, whole
+from autoplan.planner.pairwise import model_of
+from autoplan.planner.problem import cost_of, restricted
+from autoplan.planner.recompute import Outcome
+from autoplan.planner.shares import Shares, relaxation
+from autoplan.planner.solver.eliminate import TooWide
+from autoplan.planner.solver.model import Array, Model
+from autoplan.planner.solver.walks import Least, Link, TooLong, Walks
+from autoplan.planner.split import FINER, folded_nodes, folded_values, split_terms
+from autoplan.planner.terms import ValueTerms
+
+Walk = tuple[dict[int, int], tuple[tuple[dict[int, int], ...], ...]]
+"""What the rest chooses by node, and by run what each later copy does."""
+
+MOST_STRATEGIES = 6_000  # of the folded problem: beyond, tables for pairs of borders are too large
+
+
+@dataclass(frozen=True, slots=True)
+class Unfolded:
+    """What is known of plans whose copies differ: they cost at most `loss` less than the folded plan, in units of its problem.
+
+    `walk` is a cheapest one, whatever memory it takes, if it is worth looking at: by node of `parts` what the first copies
+    and all outside of copies choose, and by run what each later copy does in place of the second.
+    """
+
+    loss: int
+    parts: Built
+    walk: Walk | None = None
+
+
+def unfolded(start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes: int, *, thorough: bool = True) -> Unfolded | None:
+    """What copies that differ may gain over the best folded plan, None where it would be too much work to tell.
+
+    `start` is the folded problem in which nothing is gathered ahead nor recomputed. Unless `thorough`, the first round is the last.
+    """
+    if start.problem.strategies > MOST_STRATEGIES:
+        return None
+    try:
+        return _Bounding(start, found, runs, limit_bytes).result(thorough=thorough)
+    except (TooWide, TooLong):
+        return None
+
+
+class _Bounding:
+    """The pieces of the problem, what the folded plan costs in them, and bounds.
+
+    Gathered ahead, under any weights, costs least: what is proved of that holds of all. Nothing recomputed costs less than something.
+    """
+
+    def __init__(self, start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes: int) -> None:
+        self.start, self.found, self.runs = start, found, runs
+        prices, folded = start.terms.prices, start.terms
+        waits = prices.trains and prices.hardware.hides and prices.prefixes
+        waiting = (found.waiting or dict.fromkeys(sorted(prices.prefixes), 0.0)) if waits else None
+
+        def split(parts: Sequence[BlockRun]) -> Built:
+            terms = split_terms(start.terms, parts)
+            return build_problem(terms if waiting is None else terms.ahead(waiting), limit_bytes)
+
+        try:
+            self.parts = split(parted(runs))
+            self.chain = chain_of(self.parts, runs)
+        except NotAChain:
+            self.parts = split(())
+            self.chain = whole(self.parts)
+        terms, folded = self.parts.terms, folded if waiting is None else folded.ahead(waiting)
+        self.pieces = (self.chain.rest, *self.chain.copies)
+        self.of_folded = folded_nodes(start.terms, terms)
+        self.of_value = {now.name: _positions(before, now, self.of_folded) for before, now in folded_values(start.terms, terms)}
+        self.folded = {value.name: value for value in start.problem.values}
+        self.choice = tuple(found.solution.choice[node] for node in self.of_folded)
+        least = (
+            found.built
+            if found.built.terms.waiting == folded.waiting and not found.built.recomputed
+            else build_problem(folded, limit_bytes)
+        )
+        self.above = found.solution.cost - cost_of(least.problem, found.solution.choice)
+        self.here = sum(
+            count * cost_of(piece.problem, [self.choice[node] for node in piece.nodes])
+            for piece, count in zip(self.pieces, (1, *self.chain.counts), strict=True)
+        )
+        self.enough = self.here - FINER * start.problem.tie  # what is proved to cost more than this is no better
+
+    def result(self, *, thorough: bool) -> Unfolded:
+        """After one round or two."""
+        shared = self._shared()
+        if shared.value > self.enough or not thorough:
+            return Unfolded(self._loss(shared.value), self.parts)
+        kept = self._kept(shared.least())
+        try:
+            exact = self._walks([model_of(restricted(piece.problem, left)) for piece, left in zip(self.pieces, kept, strict=True)])
+        except TooWide:
+            everything = [[np.arange(len(node.costs)) for node in piece.problem.nodes] for piece in self.pieces]
+            return Unfolded(self._loss(shared.value), self.parts, self._walk(shared, everything))
+        value = max(shared.value, exact.value)
+        return Unfolded(self._loss(value), self.parts, self._walk(exact, kept) if value <= self.enough else None)
+
+    def _loss(self, proved: int) -> int:
+        return self.above + max(0, self.here - proved) // FINER
+
+    def _walks(self, models: Sequence[Model]) -> Walks:
+        rest, *copies = models
+        ends = zip(copies, self.chain.copies, self.chain.counts, self.chain.rest.links, strict=True)
+        return Walks(rest, [Link(model, piece.entry, piece.exit, count, *link) for model, piece, count, link in ends])
+
+    def _shared(self) -> Walks:
+        """Readers pay shares; what all copies read costs nothing where that would link too much."""
+        models = [relaxation(piece.problem, self._shares(piece)) for piece in self.pieces]
+        try:
+            return self._walks(models)
+        except TooWide:
+            return self._walks([_without_edges(model, piece.shared) for model, piece in zip(models, self.pieces, strict=True)])
+
+    def _shares(self, piece: Piece) -> dict[str, Shares]:
+        """The shares that bound the folded problem, of the readers in a piece."""
+        found = {}
+        for value in piece.problem.values:
+            name, positions = self.of_value[value.name]
+            known = Shares.of(self.folded[name], self.found.shares.get(name))
+            found[value.name] = known.among([positions[k] for k in piece.readers[value.name]])
+        return found
+
+    def _kept(self, least: Least) -> list[list[Array]]:
+        """By piece and node, the strategies that a plan may use that is no dearer than the folded one; the same wherever pieces meet."""
+        below = (least.rest, *least.copies)
+        kept = [
+            [np.flatnonzero(costs <= self.here) for costs in bounds[: len(piece.nodes)]]
+            for bounds, piece in zip(below, self.pieces, strict=True)
+        ]
+        for copy, piece, ends in zip(kept[1:], self.chain.copies, self.chain.rest.links, strict=True):
+            meeting = [copy[piece.entry], copy[piece.exit], *(kept[0][end] for end in ends)]
+            union = np.unique(np.concatenate(meeting))
+            copy[piece.entry] = copy[piece.exit] = union
+            for end in ends:
+                kept[0][end] = union
+        return kept
+
+    def _walk(self, walks: Walks, kept: Sequence[Sequence[Array]]) -> Walk:
+        """A cheapest walk among the strategies that were kept, by the nodes of the parts."""
+
+        def chosen(piece: Piece, left: Sequence[Array], choice: Sequence[int]) -> dict[int, int]:
+            return {node: int(left[k][choice[k]]) for k, node in enumerate(piece.nodes)}
+
+        rest, copies = walks.choices()
+        later = tuple(
+            tuple(chosen(piece, left, choice) for choice in choices)
+            for piece, left, choices in zip(self.chain.copies, kept[1:], copies, strict=True)
+        )
+        return chosen(self.chain.rest, kept[0], rest), later or ((),) * len(self.runs)
+
+
+def _positions(before: ValueTerms, now: ValueTerms, of_folded: Sequence[int]) -> tuple[str, list[int]]:
+    """The name of the folded value, and by reader of a part of it the position of the reader there."""
+    return before.name, [before.reading.index((of_folded[node], operand)) for node, operand in now.reading]
+
+
+def _without_edges(model: Model, nodes: frozenset[int]) -> Model:
+    """The model where some nodes choose for themselves alone, which costs no more."""
+    return replace(model, edges={pair: edge for pair, edge in model.edges.items() if nodes.isdisjoint(pair)})
