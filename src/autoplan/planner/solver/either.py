@@ -29,6 +29,11 @@ class Either:
         """The bound on the cost of every choice within the limits, in any of the models."""
         return self.weakest.bound
 
+    @property
+    def exact(self) -> bool:
+        """Whether no more can be proved under the prices as they are."""
+        return self.weakest.exact
+
     def set_prices(self, rows: Array, *, whole: bool = False) -> None:
         """Other prices of the rows, in cost per unit of use."""
         for engine in self.engines:
@@ -43,6 +48,10 @@ class Either:
     def decode(self) -> tuple[int, ...]:
         """A good choice of the model that bounds least."""
         return self.weakest.decode()
+
+    def leaning(self) -> Sequence[Sequence[int]]:
+        """What the bound leans on in the model that bounds least."""
+        return self.weakest.leaning()
 
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it, in any of the models."""

@@ -37,6 +37,8 @@ class _Step:
 class Elimination:
     """Takes out all nodes under changing prices; raises TooWide where that is too much work."""
 
+    exact = True  # under the prices as they are, no more can be proved
+
     def __init__(self, model: Model, magnitude: int, largest: int = LARGEST_TABLE) -> None:
         """`magnitude` is about the cost of a good choice, for scaling; `largest` is how many entries a table may have."""
         self.priced = Priced(model, magnitude)
@@ -86,6 +88,10 @@ class Elimination:
         for step, table in zip(reversed(self.steps), reversed(self.tables), strict=True):
             chosen[step.node] = int(table[tuple(chosen[node] for node in step.scope)].argmin())
         return tuple(chosen)
+
+    def leaning(self) -> list[tuple[int, ...]]:
+        """What the bound leans on: the choice that attains it."""
+        return [self.decode()]
 
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it."""

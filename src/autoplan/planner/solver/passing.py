@@ -37,6 +37,8 @@ class _Link:
 class Passing:
     """The messages over a model under changing prices. `value` is the bound; `conditional[u][s]` that of strategy s, scaled."""
 
+    exact = False  # more sweeps may bound more
+
     def __init__(self, model: Model, magnitude: int) -> None:
         """`magnitude` is about the cost of a good choice, for scaling."""
         degree = np.bincount([end for pair in model.edges for end in pair], minlength=1).max()
@@ -50,6 +52,7 @@ class Passing:
             to_u, to_w = np.zeros(len(matrix), dtype=np.int64), np.zeros(matrix.shape[1], dtype=np.int64)
             self.later[u].append(_Link(w, np.ascontiguousarray(matrix.T), to_u, to_w))
             self.earlier[w].append(_Link(u, matrix, to_w, to_u))
+        self.visited = [[0] * len(model.costs) for _ in range(2)]
         self._pull(model.edges)
 
     @property
@@ -87,9 +90,10 @@ class Passing:
     def sweep(self, *, collect: bool = False) -> None:
         """Forwards and backwards through all nodes, once; with `collect` the bounds on strategies are noted on the way."""
         nodes = range(len(self.theta))
-        for order, links in ((nodes, self.later), (reversed(nodes), self.earlier)):
+        for order, links, best in ((nodes, self.later, self.visited[0]), (reversed(nodes), self.earlier, self.visited[1])):
             value = self.value if collect else 0
             for u in order:
+                best[u] = int(self.theta[u].argmin())
                 if collect:
                     theta = self.theta[u]
                     np.maximum(self.conditional[u], theta + (value - int(theta.min())), out=self.conditional[u])
@@ -120,6 +124,10 @@ class Passing:
                 total += link.matrix[chosen[link.other]] - link.to_own
             chosen.append(int(total.argmin()))
         return tuple(chosen)
+
+    def leaning(self) -> list[list[int]]:
+        """What the bound leans on: the cheapest strategy of each node when it was visited last, forwards and backwards."""
+        return self.visited
 
     def set_model(self, model: Model) -> None:
         """Go on with a model of the same nodes, strategies and edges, without prices; what the messages have moved stays moved."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoplan.planner.solver.model import Array, Model, Span, Usage
+from autoplan.planner.solver.model import Array, Model, Usage
 
 BITS = 50  # of a good choice's scaled cost
 CAP = 1 << 57  # the most that a node or edge is charged, forbidden or not: lower costs only lower the bound
@@ -38,12 +38,12 @@ class Priced:
         if whole:
             scaled[scaled.argmax()] += self.scale - scaled.sum()
         self.offset = -sum(int(scaled[row]) * int(self.model.limits[row]) for row in np.flatnonzero(scaled))
-        prices: dict[Span, int] = {}
-        for u in self.charged_nodes:
-            self.nodes[u] = self._charged(self.model.costs[u], self.model.usage[u], scaled, prices)
-        for pair in self.charged_edges:
+        charges = self.model.tally.charges(scaled)
+        for number, u in enumerate(self.charged_nodes):
+            self.nodes[u] = self._charged(self.model.costs[u], self.model.usage[u], scaled, number, charges)
+        for number, pair in enumerate(self.charged_edges, len(self.charged_nodes)):
             edge = self.model.edges[pair]
-            self.edges[pair] = self._charged(edge.cost, edge.usage, scaled, prices)
+            self.edges[pair] = self._charged(edge.cost, edge.usage, scaled, number, charges)
 
     def unscaled(self, value: int) -> int:
         """The least cost whose scaled amount is at least `value`."""
@@ -56,11 +56,15 @@ class Priced:
     def _scaled(self, costs: Array) -> Array:
         return np.minimum(costs, self.cap // self.scale) * self.scale
 
-    def _charged(self, costs: Array, usage: Usage, rows: Array, prices: dict[Span, int]) -> Array:
+    def _charged(self, costs: Array, usage: Usage, rows: Array, owner: int, charges: dict[int, Array | None]) -> Array:
         total = self._scaled(costs)
+        if owner not in charges:
+            return total
+        charge = charges[owner]
+        if charge is not None:
+            return np.minimum(total + charge.reshape(total.shape), self.cap)
         for span, amounts in usage.items():
-            if span not in prices:
-                prices[span] = int(rows[span.rows].sum())
-            if prices[span]:
-                total = total + np.minimum(amounts, self.cap // prices[span]) * prices[span]
-        return np.minimum(total, self.cap)
+            price = int(rows[span.rows].sum())
+            if price:
+                total = np.minimum(total + np.minimum(amounts, self.cap // price) * price, self.cap)
+        return total
