@@ -44,6 +44,7 @@ BANDS = (
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
 REDUCING, FIRST_CHOICE, BOUNDING, IMPROVING = 0.6, 0.1, 0.4, 0.3  # parts of the time left, at most
+EASY = 15_000  # pairs of strategies
 NEAR = 0.01  # of what is proved
 PATIENCE = 40  # forests that lead to nothing better
 NEIGHBOURHOODS = 60  # the same
@@ -130,9 +131,13 @@ class _Search:
             self.reduced, self.trail = reduce(self.model, self._share(REDUCING))
         below = (outer and outer(UNLIMITED)) or self._bound()
         self.proved = max(self.proved, below.value)
-        if outer is None or self.best.cost is None:
-            self._improve(below)
-        for slack in (*BANDS, None):
+        improved = outer is not None and self.best.cost is not None
+        for slack, following in zip((*BANDS, None), (*BANDS[1:], None, None), strict=True):
+            if outer is None and slack is not None and self._is_easy(below, self._threshold(following)):
+                continue
+            if not improved and not self._is_easy(below, self._threshold(slack)):
+                self._improve(below)
+                improved = True
             if self.best.below is not None and self.best.below - self.proved <= (0 if self.best.cost is None else self.gap):
                 break
             threshold, closer = self._guess(slack, below, outer)
@@ -156,15 +161,23 @@ class _Search:
     def _guess(self, slack: float | None, below: Bound, outer: Outer | None) -> tuple[int, Bound]:
         """A threshold, and bounds on choices of at most that: what the best choice costs if it is near, and there are such bounds."""
         for guess in (None, slack) if outer and self._is_near() else (slack,):
-            threshold = UNLIMITED if guess is None else min(UNLIMITED, self.proved + max(1, int(guess * abs(self.proved))))
-            if self.best.cost is not None:
-                threshold = min(threshold, self.best.cost)
-            if self.cutoff is not None:
-                threshold = min(threshold, self.cutoff - 1)
+            threshold = self._threshold(guess)
             closer = outer(threshold) if outer else None
             if closer is not None:
                 return threshold, closer
         return threshold, below
+
+    def _threshold(self, slack: float | None) -> int:
+        """So far above what is proved, but no higher than what the best choice costs, or what is looked for."""
+        threshold = UNLIMITED if slack is None else min(UNLIMITED, self.proved + max(1, int(slack * abs(self.proved))))
+        if self.best.cost is not None:
+            threshold = min(threshold, self.best.cost)
+        return threshold if self.cutoff is None else min(threshold, self.cutoff - 1)
+
+    def _is_easy(self, below: Bound, threshold: int) -> bool:
+        """Whether so few pairs of strategies are left at or under a threshold that the search through them comes to an end soon."""
+        left = [int(np.count_nonzero(conditional <= threshold)) for conditional in below.conditional]
+        return sum(left[u] * left[w] for u, w in self.reduced.edges) <= EASY
 
     def _is_near(self) -> bool:
         """Whether the best choice is so close to what is proved that there is no need to guess lower thresholds first."""
