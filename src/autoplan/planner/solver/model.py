@@ -87,7 +87,9 @@ class Model:
     def tally(self) -> Tally:
         """What nodes with usage, in their order, and then edges with usage, use: made when first asked for."""
         if not self._tallies:
-            self._tallies.append(Tally([*filter(None, self.usage), *(edge.usage for edge in self.edges.values() if edge.usage)], len(self.limits)))
+            self._tallies.append(
+                Tally([*filter(None, self.usage), *(edge.usage for edge in self.edges.values() if edge.usage)], len(self.limits))
+            )
         return self._tallies[0]
 
     def used_by(self, choice: Sequence[int]) -> Array:
