@@ -11,12 +11,12 @@ import numpy as np
 from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import Array
-from autoplan.planner.solver.passing import Passing
+from autoplan.planner.solver.passing import FEW, MANY, SOME, Passing
 from autoplan.planner.solver.prices import Cuts
 
-ROUNDS = 100  # of moving prices, at most
+ROUNDS = 150  # of moving prices, at most
 PROGRESS = 1e-5  # of the bound
-PATIENCE = 10  # rounds without progress
+PATIENCE = 15  # rounds without progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def bound(engine: Engine, prices: Array, meet: Meet, deadline: float | None, *, 
     mark, idle = -1e300, 0
     for round_ in range(ROUNDS):
         engine.set_prices(prices, whole=simplex)
-        engine.improve(not round_, deadline)
+        engine.improve(FEW if round_ else SOME, deadline)
         cuts.add(prices, engine.bound, _excess(engine))
         choice = engine.decode()
         known = meet(choice, engine.model.used_by(choice))
@@ -55,7 +55,7 @@ def bound(engine: Engine, prices: Array, meet: Meet, deadline: float | None, *, 
         more = cuts.best()
         if more is None and not engine.exact:
             engine.set_prices(cuts.center, whole=simplex)
-            engine.improve(False, deadline)
+            engine.improve(FEW, deadline)
             cuts.stay(engine.bound, _excess(engine))
             more = cuts.best()
         if more is None:
@@ -72,9 +72,10 @@ def _excess(engine: Engine) -> Array:
 
 def _conclude(engine: Engine, prices: Array, best: int, deadline: float | None, *, simplex: bool) -> Bound:
     """The bounds on strategies under the best prices."""
-    if deadline is not None and perf_counter() > deadline:
+    is_late = deadline is not None and perf_counter() > deadline
+    if is_late and engine.exact:
         return Bound(best, tuple(np.full(len(costs), best) for costs in engine.model.costs), prices)
     engine.set_prices(prices, whole=simplex)
-    engine.improve(True, deadline)
+    engine.improve(FEW if is_late else MANY, deadline)
     value = max(best, engine.bound)
     return Bound(value, tuple(np.maximum(costs, value) for costs in engine.conditionals()), prices)

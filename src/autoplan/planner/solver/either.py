@@ -39,10 +39,10 @@ class Either:
         for engine in self.engines:
             engine.set_prices(rows, whole=whole)
 
-    def improve(self, first: bool, deadline: float | None = None) -> None:
+    def improve(self, sweeps: int, deadline: float | None = None) -> None:
         """Improve each bound."""
         for engine in self.engines:
-            engine.improve(first, deadline)
+            engine.improve(sweeps, deadline)
         self.weakest = min(self.engines, key=lambda engine: engine.bound)
 
     def decode(self) -> tuple[int, ...]:

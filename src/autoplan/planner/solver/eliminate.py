@@ -66,8 +66,8 @@ class Elimination:
         """Other prices of the rows, in cost per unit of use."""
         self.priced.set_prices(rows, whole=whole)
 
-    def improve(self, first: bool, deadline: float | None = None) -> None:
-        """Take out all nodes under the prices as they are: the work is bounded, whatever the deadline."""
+    def improve(self, sweeps: int, deadline: float | None = None) -> None:
+        """Take out all nodes under the prices as they are: the work is bounded, whatever the deadline, and done but once."""
         self.tables, self.results = [], []
         self.value = self.priced.offset
         for step in self.steps:

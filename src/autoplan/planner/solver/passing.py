@@ -20,8 +20,7 @@ import numpy as np
 from autoplan.planner.solver.model import FORBIDDEN, Array, Model
 from autoplan.planner.solver.priced import CAP, Priced
 
-FIRST_SWEEPS = 150  # before prices move for the first time
-SWEEPS = 3  # between two moves
+FEW, SOME, MANY = 3, 15, 150  # sweeps, at most: between two moves of prices, before the first, and once prices are settled
 AT_ONCE = 4_000  # entries: fans of no more are handed on at once, others edge by edge, since what is copied must stay near
 
 
@@ -103,14 +102,14 @@ class Passing:
         """The bound on the cost of every choice within the limits."""
         return self.priced.unscaled(self.value)
 
-    def improve(self, first: bool, deadline: float | None = None) -> None:
-        """Sweep until the bound stands still, a few times at most; many times at first."""
+    def improve(self, sweeps: int, deadline: float | None = None) -> None:
+        """Sweep until the bound stands still, so many times at most."""
         last = self.value
-        for _ in range(FIRST_SWEEPS if first else SWEEPS):
+        for _ in range(sweeps):
             self.sweep()
             if deadline is not None and perf_counter() > deadline:
                 break
-            if self.value - last <= abs(self.value) >> (27 if first else 22):
+            if self.value - last <= abs(self.value) >> (22 if sweeps == FEW else 27):
                 break
             last = self.value
 

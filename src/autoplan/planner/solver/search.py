@@ -43,10 +43,10 @@ BANDS = (
     10.0,
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
-REDUCING, FIRST_CHOICE, BOUNDING, IMPROVING = 0.6, 0.1, 0.4, 0.3  # parts of the time left, at most
+REDUCING, FIRST_CHOICE, BOUNDING, IMPROVING = 0.6, 0.1, 0.4, 0.6  # parts of the time left, at most
 EASY = 15_000  # pairs of strategies
 NEAR = 0.01  # of what is proved
-PATIENCE = 40  # forests that lead to nothing better
+PATIENCE, LAST_PATIENCE = 60, 600  # forests that lead to nothing better
 NEIGHBOURHOODS = 60  # the same
 
 Outer = Callable[[int], Bound | None]
@@ -124,6 +124,7 @@ class _Search:
         self.proved = model.constant + sum(int(costs.min()) for costs in model.costs) + sum(int(e.cost.min()) for e in model.edges.values())
         self.reduced, self.trail = model, Trail(nodes=tuple(range(len(model.costs))))
         self.met: tuple[int, ...] | None = None  # the best choice of the reduced model
+        self.improver: Improver | None = None
 
     def run(self, outer: Outer | None) -> Result:
         """Bounds, choices, and bands between both; raises Infeasible."""
@@ -148,7 +149,7 @@ class _Search:
             if not found.finished:
                 self.proved = max(self.proved, min(found.bound or self.proved, threshold))
                 if self.deadline is not None:
-                    self._look_around(inf, self.deadline)
+                    self._polish(self.deadline)
                 return self.result(finished=False)
             if found.choice is not None:
                 assert found.bound is not None
@@ -217,24 +218,27 @@ class _Search:
             self.best.meet(self.trail.expand(choice), cost)
 
     def _bound(self) -> Bound:
-        """The bounds by messages and prices; on the way a first choice within the limits, in case that there is no time for more."""
+        """The bounds by messages and prices; then a first choice within the limits, in case that there is no time for more."""
         passing = Passing(self.reduced, glance(self.reduced))
-        prices = np.zeros(len(self.reduced.limits))
-        passing.set_prices(prices)
-        passing.improve(False, self._share(FIRST_CHOICE))
-        magnitude = max(1, abs(passing.bound))
-        improver = Improver(self.reduced, magnitude, passing.decode(), prices, self._meet)
-        improver.run(PATIENCE, self._share(FIRST_CHOICE))
-        if self.best.choice is None:
-            improver.run(PATIENCE, self._share(BOUNDING))
-        return bound(passing, prices, self._meet, self._share(BOUNDING))
+        below = bound(passing, np.zeros(len(self.reduced.limits)), self._meet, self._share(BOUNDING))
+        self.improver = Improver(self.reduced, max(1, abs(below.value)), passing.decode(), below.prices, self._meet)
+        if self.best.cost is None or self.best.cost > below.value:
+            self.improver.run(PATIENCE, self._share(FIRST_CHOICE))
+        return below
 
     def _improve(self, below: Bound) -> None:
-        """Better choices while they are found: forests from the strategies with the least bounds, then neighbourhoods of the best."""
-        model = self.reduced
-        least = [int(conditional.argmin()) for conditional in below.conditional]
-        Improver(model, max(1, abs(below.value)), least, below.prices, self._meet).run(PATIENCE, self._share(IMPROVING))
+        """Better choices while they are found: on from what the messages suggest, then neighbourhoods of the best."""
+        if self.improver is None:
+            least = [int(conditional.argmin()) for conditional in below.conditional]
+            self.improver = Improver(self.reduced, max(1, abs(below.value)), least, below.prices, self._meet)
+        self.improver.run(PATIENCE, self._share(IMPROVING))
         self._look_around(NEIGHBOURHOODS, self._share(IMPROVING))
+
+    def _polish(self, deadline: float) -> None:
+        """Better choices until the time is over."""
+        if self.improver is not None:
+            self.improver.run(LAST_PATIENCE, self._share(0.5))
+        self._look_around(inf, deadline)
 
     def _look_around(self, patience: float, end: float | None) -> None:
         """Neighbourhoods of the best choice until so many in a row have led to nothing better."""

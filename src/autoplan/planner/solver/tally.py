@@ -21,15 +21,16 @@ class Tally:
         self.rows = rows
         self.sizes = [next(iter(usage.values())).size if usage else 0 for usage in usages]
         counts = np.array([len(usage) for usage in usages], dtype=np.int64)
-        self.first = np.append(0, np.cumsum(counts))  # entry of each owner; an entry is one span of one owner
-        self.owner = np.repeat(np.arange(len(usages)), counts)
+        self.owner = np.repeat(np.arange(len(usages)), counts)  # of each entry, which is one span of one owner
         spans = [span for usage in usages for span in usage]
         self.start, self.stop, self.step = np.array(spans, dtype=np.int64).reshape(-1, 3).T
         self.sparse = np.flatnonzero(self.step > 1)
         amounts = [amounts.ravel() for usage in usages for amounts in usage.values()]
         self.amounts = np.concatenate(amounts) if amounts else np.zeros(0, dtype=np.int64)
-        sizes = np.array(list(map(len, amounts)), dtype=np.int64)
-        self.offset = np.cumsum(sizes) - sizes
+        self.lengths = np.array(list(map(len, amounts)), dtype=np.int64)
+        self.offset = np.cumsum(self.lengths) - self.lengths
+        self.place = np.append(0, np.cumsum(self.sizes, dtype=np.int64))  # of each owner where all of its strategies stand but once
+        self.slot = np.arange(len(self.amounts)) + np.repeat(self.place[self.owner] - self.offset, self.lengths)
         self.most = np.maximum.reduceat(np.abs(self.amounts), self.offset).astype(float) if amounts else np.zeros(0)
 
     def used_by(self, picked: Array) -> Array:
@@ -44,21 +45,13 @@ class Tally:
             used[self.start[entry] : self.stop[entry] : self.step[entry]] += amounts[entry]
         return used
 
-    def charges(self, prices: Array) -> dict[int, Array | None]:
-        """By owner that pays anything what each of its strategies or pairs pays; None where that may not fit into 64 bits."""
+    def charges(self, prices: Array) -> tuple[Array, list[int]]:
+        """What each strategy (or pair) of each owner pays, in one array, and the owners whose charges do not fit into it."""
         total = np.append(0, np.cumsum(prices))
         each = total[self.stop] - total[self.start]
         for entry in self.sparse.tolist():
             each[entry] = prices[self.start[entry] : self.stop[entry] : self.step[entry]].sum()
-        paying = np.unique(self.owner[each > 0])
-        charges: dict[int, Array | None] = {}
-        for owner in paying.tolist():
-            entries = slice(self.first[owner], self.first[owner + 1])
-            if each[entries].astype(float) @ self.most[entries] >= SAFE:
-                charges[owner] = None
-                continue
-            begin = self.offset[entries.start]
-            size = self.sizes[owner]
-            amounts = self.amounts[begin : begin + size * (entries.stop - entries.start)]
-            charges[owner] = each[entries] @ amounts.reshape(-1, size)
-        return charges
+        paid = np.zeros(self.place[-1], dtype=np.int64)
+        np.add.at(paid, self.slot, np.repeat(each, self.lengths) * self.amounts)
+        most = np.bincount(self.owner, weights=each.astype(float) * self.most, minlength=len(self.sizes))
+        return paid, np.flatnonzero(most >= SAFE).tolist()
