@@ -17,11 +17,11 @@ from autoplan.planner.solver.priced import CAP, Priced
 from autoplan.planner.solver.thin import ThinPart
 
 RISE = 1.1  # of the prices of exceeded rows
-FALL = 0.97  # of all prices after a choice within the limits
+FALL = 0.95  # of all prices after a choice within the limits
 SLACKENING = 0.1  # of the price of a row of which nothing is used goes each time, of others in proportion to what is left
 FIRST_PRICE = 0.1  # of the cost per unit of limit: what the row exceeded most begins at
 SHARE = 0.05  # of all prices: the same, if that is more
-FORESTS = 6  # so many steps take a narrow part once, else forests, which cost less and differ more
+FORESTS = 4  # so many steps take a narrow part once, else forests, which cost less and differ more
 LARGEST_TABLE = 20_000  # entries, for narrow parts
 
 Meet = Callable[[Sequence[int], Array], int | None]

@@ -43,10 +43,11 @@ BANDS = (
     10.0,
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
-REDUCING, FIRST_CHOICE, BOUNDING, IMPROVING = 0.6, 0.1, 0.4, 0.6  # parts of the time left, at most
+REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.4, 0.4, 0.5  # parts of the time left, at most
+WALKING = (0.6, 0.2)  # the same, of each walk
 EASY = 15_000  # pairs of strategies
 NEAR = 0.01  # of what is proved
-PATIENCE, LAST_PATIENCE = 60, 600  # forests that lead to nothing better
+PATIENCE, LAST_PATIENCE = (60, 300), 600  # steps of each walk that lead to nothing better; in the time that is left at the end
 NEIGHBOURHOODS = 60  # the same
 
 Outer = Callable[[int], Bound | None]
@@ -124,7 +125,7 @@ class _Search:
         self.proved = model.constant + sum(int(costs.min()) for costs in model.costs) + sum(int(e.cost.min()) for e in model.edges.values())
         self.reduced, self.trail = model, Trail(nodes=tuple(range(len(model.costs))))
         self.met: tuple[int, ...] | None = None  # the best choice of the reduced model
-        self.improver: Improver | None = None
+        self.walks: list[Improver] = []
 
     def run(self, outer: Outer | None) -> Result:
         """Bounds, choices, and bands between both; raises Infeasible."""
@@ -144,7 +145,8 @@ class _Search:
             threshold, closer = self._guess(slack, below, outer)
             known = self.best.choice if outer else self.met
             assert self._allows(closer, threshold, known), "a bound is above what a known choice costs"
-            branching = Branching(threshold, self.deadline, gap=self.gap, meet=self._take, on_progress=self.on_progress)
+            end = self.deadline if outer or self._is_near() or self._is_easy(closer, threshold) else self._share(BRANCHING)
+            branching = Branching(threshold, end, gap=self.gap, meet=self._take, on_progress=self.on_progress)
             found = branching.cheapest(self.reduced, closer)
             if not found.finished:
                 self.proved = max(self.proved, min(found.bound or self.proved, threshold))
@@ -219,25 +221,35 @@ class _Search:
 
     def _bound(self) -> Bound:
         """The bounds by messages and prices; then a first choice within the limits, in case that there is no time for more."""
-        passing = Passing(self.reduced, glance(self.reduced))
-        below = bound(passing, np.zeros(len(self.reduced.limits)), self._meet, self._share(BOUNDING))
-        self.improver = Improver(self.reduced, max(1, abs(below.value)), passing.decode(), below.prices, self._meet)
+        passing, prices = Passing(self.reduced, glance(self.reduced)), np.zeros(len(self.reduced.limits))
+        met: list[Sequence[int]] = []
+
+        def meet(choice: Sequence[int], used: Array) -> int | None:
+            met.append(choice)
+            return self._meet(choice, used)
+
+        below = bound(passing, prices, meet, self._share(BOUNDING))
+        self.walks = [self._walk(below, passing.decode(), below.prices), self._walk(below, met[0], prices)]
         if self.best.cost is None or self.best.cost > below.value:
-            self.improver.run(PATIENCE, self._share(FIRST_CHOICE))
+            self.walks[0].run(PATIENCE[0], self._share(FIRST_CHOICE))
         return below
 
+    def _walk(self, below: Bound, choice: Sequence[int], prices: Array) -> Improver:
+        return Improver(self.reduced, max(1, abs(below.value)), choice, prices, self._meet)
+
     def _improve(self, below: Bound) -> None:
-        """Better choices while they are found: on from what the messages suggest, then neighbourhoods of the best."""
-        if self.improver is None:
+        """Better choices while they are found: walks from what is close to the bound, and from what is cheap, then neighbourhoods."""
+        if not self.walks:
             least = [int(conditional.argmin()) for conditional in below.conditional]
-            self.improver = Improver(self.reduced, max(1, abs(below.value)), least, below.prices, self._meet)
-        self.improver.run(PATIENCE, self._share(IMPROVING))
-        self._look_around(NEIGHBOURHOODS, self._share(IMPROVING))
+            self.walks = [self._walk(below, least, below.prices)]
+        for walk, patience, part in zip(self.walks, PATIENCE, WALKING, strict=False):
+            walk.run(patience, self._share(part))
+        self._look_around(NEIGHBOURHOODS, self._share(LOOKING))
 
     def _polish(self, deadline: float) -> None:
         """Better choices until the time is over."""
-        if self.improver is not None:
-            self.improver.run(LAST_PATIENCE, self._share(0.5))
+        for walk in self.walks[:1]:
+            walk.run(LAST_PATIENCE, self._share(0.5))
         self._look_around(inf, deadline)
 
     def _look_around(self, patience: float, end: float | None) -> None:
