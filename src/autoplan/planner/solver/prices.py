@@ -36,7 +36,7 @@ class Cuts:
         self.simplex = simplex
         self.cuts: list[_Cut] = []
         self.sizes: dict[int, float] = {}  # of the prices of rows that have one: what changes the bound by about itself
-        self.radius = 1.0 if simplex else FIRST_RADIUS
+        self.radius = np.inf if simplex else FIRST_RADIUS
         self.center, self.value = prices, -np.inf
         self.promised = np.inf
 
@@ -50,10 +50,13 @@ class Cuts:
         else:
             self.radius /= 2
         self.cuts = [*self.cuts[-REMEMBERED + 1 :], _Cut(value, prices, excess)]
-        worst = int(excess.argmax()) if len(excess) else -1
-        if worst >= 0 and (self.simplex or excess[worst] > 0) and worst not in self.sizes:
-            size = max(1.0, abs(self.value)) / max(1.0, abs(float(excess[worst])))
-            self.sizes[worst] = 1.0 if self.simplex else min([size, *self.sizes.values()])
+        wanted = [] if self.simplex else np.flatnonzero(prices).tolist()
+        if len(excess) and (self.simplex or excess.max() > 0):
+            wanted.append(int(excess.argmax()))
+        for row in wanted:
+            if row not in self.sizes:
+                size = max(1.0, abs(self.value)) / max(1.0, abs(float(excess[row])))
+                self.sizes[row] = 1.0 if self.simplex else min([size, *self.sizes.values()])
 
     def stay(self, value: float, excess: Array) -> None:
         """Forget what was seen but at the best prices, where messages have moved on."""
@@ -67,20 +70,24 @@ class Cuts:
         lp = pywraplp.Solver.CreateSolver("GLOP")
         more = lp.NumVar(-lp.infinity(), lp.infinity(), "")
         unit = max([1.0, *(abs(float(cut.excess[row])) * size for cut in self.cuts for row, size in self.sizes.items())])
+        base = self.center.copy()
+        if self.simplex:
+            base[[row for row in range(len(base)) if row not in self.sizes]] = 0
         moves = {}
         for row, size in self.sizes.items():
-            at, most = float(self.center[row]) / size, 1.0 if self.simplex else lp.infinity()
-            moves[row] = lp.NumVar(max(-at, -self.radius), min(most - at, self.radius), "")
+            at = float(base[row]) / size
+            moves[row] = lp.NumVar(max(-at, -self.radius), self.radius, "")
         for cut in self.cuts:
-            here = max(0.0, cut.value + float(cut.excess @ (self.center - cut.prices)) - self.value)
+            here = max(0.0, cut.value + float(cut.excess @ (self.center - cut.prices)) - self.value) + float(
+                cut.excess @ (base - self.center)
+            )
             lp.Add(more - sum(float(cut.excess[row]) * self.sizes[row] / unit * move for row, move in moves.items()) <= here / unit)
         if self.simplex:
-            lp.Add(sum(moves.values()) == 0)
+            lp.Add(sum(moves.values()) == 1 - float(base.sum()))
         lp.Maximize(more)
         if lp.Solve() != pywraplp.Solver.OPTIMAL or more.solution_value() * unit <= CLOSE * abs(self.value):
             return None
         self.promised = self.value + more.solution_value() * unit
-        found = self.center.copy()
         for row, move in moves.items():
-            found[row] = max(0.0, found[row] + move.solution_value() * self.sizes[row])
-        return found
+            base[row] = max(0.0, base[row] + move.solution_value() * self.sizes[row])
+        return base

@@ -44,8 +44,9 @@ BANDS = (
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
 REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.4, 0.4, 0.5  # parts of the time left, at most
-WALKING = (0.6, 0.2)  # the same, of each walk
+WALKING = (0.75, 0.2)  # the same, of each walk
 EASY = 15_000  # pairs of strategies
+FAR = 0.2  # of what is proved: if the first walk ends no further above, the second is not begun
 NEAR = 0.01  # of what is proved
 PATIENCE, LAST_PATIENCE = (60, 300), 600  # steps of each walk that lead to nothing better; in the time that is left at the end
 NEIGHBOURHOODS = 60  # the same
@@ -243,7 +244,8 @@ class _Search:
             least = [int(conditional.argmin()) for conditional in below.conditional]
             self.walks = [self._walk(below, least, below.prices)]
         for walk, patience, part in zip(self.walks, PATIENCE, WALKING, strict=False):
-            walk.run(patience, self._share(part))
+            if self.best.cost is None or self.best.cost - self.proved > FAR * abs(self.proved) or walk is self.walks[0]:
+                walk.run(patience, self._share(part))
         self._look_around(NEIGHBOURHOODS, self._share(LOOKING))
 
     def _polish(self, deadline: float) -> None:
