@@ -43,7 +43,7 @@ BANDS = (
     10.0,
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
-REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.4, 0.4, 0.5  # parts of the time left, at most
+REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.4, 0.4, 0.3  # parts of the time left, at most
 WALKING = (0.75, 0.2)  # the same, of each walk
 EASY = 15_000  # pairs of strategies
 FAR = 0.2  # of what is proved: if the first walk ends no further above, the second is not begun
@@ -127,6 +127,7 @@ class _Search:
         self.reduced, self.trail = model, Trail(nodes=tuple(range(len(model.costs))))
         self.met: tuple[int, ...] | None = None  # the best choice of the reduced model
         self.walks: list[Improver] = []
+        self.looks = 0  # times that neighbourhoods were looked at: each time others
 
     def run(self, outer: Outer | None) -> Result:
         """Bounds, choices, and bands between both; raises Infeasible."""
@@ -258,7 +259,8 @@ class _Search:
         """Neighbourhoods of the best choice until so many in a row have led to nothing better."""
         if self.met is None or self.best.cost is None or self.best.cost - self.proved <= self.gap or not self.reduced.costs:
             return
-        around, idle = Neighbourhoods(self.reduced, self.met), 0
+        around, idle = Neighbourhoods(self.reduced, self.met, seed=self.looks), 0
+        self.looks += 1
         while idle < patience and (end is None or perf_counter() < end):
             idle = 0 if around.step(end) else idle + 1
             if not idle:
