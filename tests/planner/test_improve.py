@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
+from random import Random
 from time import perf_counter
 
 import numpy as np
+import pytest
 from random_models import choices, peaks, random_model
 
 from autoplan.planner.solver.improve import Improver
-from autoplan.planner.solver.model import Array, Model, Span
+from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
 from autoplan.planner.solver.rows import without_superfluous_rows
 from autoplan.planner.solver.search import minimise_cost
+from autoplan.planner.solver.thin import ThinPart
 
 SEEDS = range(60)
 
@@ -84,3 +88,32 @@ def test_fewer_rows_keep_the_same_choices() -> None:
         assert all(model.fits(choice) == fewer.fits(choice) for choice in peaks(model))
         dropped += 8 - len(fewer.limits)
     assert dropped > 2 * len(SEEDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_narrow_part_is_chosen_as_well_as_it_can_be(seed: int) -> None:
+    """Against every choice of its nodes, the others as they are; with small tables some nodes are left as they are, else none."""
+    model = random_model(seed)
+    sizes = [len(costs) for costs in model.costs]
+
+    def edge(u: int, w: int) -> Array:
+        return model.edges[u, w].cost if u < w else model.edges[w, u].cost.T
+
+    for largest in (1, 12, 10_000):
+        part = ThinPart(model.neighbours(), sizes, Random(seed), largest)
+        free = np.flatnonzero(~part.is_fixed)
+        assert len(free) == len(sizes) or largest < 10_000
+        chosen = np.array([Random(seed + u).randrange(size) for u, size in enumerate(sizes)])
+
+        def alone(u: int, is_fixed: Array, chosen: Array = chosen) -> Array:
+            near = [edge(w, u)[chosen[w]] for w in model.neighbours()[u] if is_fixed[w]]
+            return model.costs[u] + np.sum(near, axis=0, dtype=np.int64)
+
+        def total(choice: Sequence[int]) -> int:
+            cost = model.cost_of(choice)
+            return FORBIDDEN if cost is None else cost
+
+        possible = product(*([int(chosen[u])] if part.is_fixed[u] else range(size) for u, size in enumerate(sizes)))
+        least = min(map(total, possible))
+        part.choose(chosen, alone, edge)
+        assert total(chosen.tolist()) == least or least == FORBIDDEN

@@ -51,7 +51,7 @@ def linked(seed: int, count: int) -> tuple[Walks, Elimination, Model, list[list[
     rest, copy = drawn(random, (2, SIZES[0], 3, SIZES[EXIT])), drawn(random, SIZES)
     whole, numbers = unrolled(rest, copy, count)
     exact = Elimination(whole, 1 << 50)
-    exact.improve(True)
+    exact.improve(1)
     return Walks(rest, [Link(copy, 0, EXIT, count, FIRST, LAST)]), exact, whole, numbers
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import Array
-from autoplan.planner.solver.passing import Passing
+from autoplan.planner.solver.passing import FEW, MANY, SOME, Passing
 from autoplan.planner.solver.prices import Cuts
 
-ROUNDS = 60  # of moving prices, at most
-PATIENCE = 4  # rounds without a better bound
-CLOSE = 1e-7  # of the bound: prices that might improve it by no more are good enough
+ROUNDS = 150  # of moving prices, at most
+PROGRESS = 1e-5  # of the bound
+PATIENCE = 15  # rounds without progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,40 +38,48 @@ def bound(engine: Engine, prices: Array, meet: Meet, deadline: float | None, *, 
     `meet(choice, used)` is told each choice with what it uses, and answers the cost of the best one known, None while there
     is none. With `simplex` the prices add up to 1 (to bound the greatest row), else they are any from 0 up.
     """
-    cuts = Cuts(len(engine.model.limits), simplex=simplex)
-    best, best_prices, idle = -(1 << 100), prices, 0
+    cuts = Cuts(prices, simplex=simplex)
+    mark, idle = -1e300, 0
     for round_ in range(ROUNDS):
         engine.set_prices(prices, whole=simplex)
-        engine.improve(not round_, deadline)
-        choice, model = engine.decode(), engine.model
-        used = model.used_by(choice)
-        known = meet(choice, used)
-        idle = 0 if engine.bound > best + abs(best) * 1e-6 else idle + 1
-        if engine.bound > best:
-            best, best_prices = engine.bound, prices
-        if idle >= PATIENCE or (known is not None and best >= known) or not len(used):
+        engine.improve(FEW if round_ else SOME, deadline)
+        cuts.add(prices, engine.bound, _excess(engine))
+        choice = engine.decode()
+        known = meet(choice, engine.model.used_by(choice))
+        idle = 0 if cuts.value > mark + abs(mark) * PROGRESS else idle + 1
+        mark = mark if idle else cuts.value
+        if idle >= PATIENCE or (known is not None and cuts.value >= known) or not len(prices):
             break
         if deadline is not None and perf_counter() > deadline:
             break
-        cost = model.cost_of(choice)
-        if cost is None:
+        more = cuts.best()
+        if more is None and not engine.exact:
+            engine.set_prices(cuts.center, whole=simplex)
+            engine.improve(FEW, deadline)
+            cuts.stay(engine.bound, _excess(engine))
+            more = cuts.best()
+        if more is None:
             break
-        cuts.add(cost, used - model.limits, abs(best))
-        allowed = cuts.best()
-        if allowed is None:
-            break
-        most, reached = allowed
-        if most <= best + CLOSE * abs(best) or (not cuts.priced):
-            break
-        prices = reached if idle < 2 else (reached + best_prices) / 2
-    return _conclude(engine, best_prices, best, deadline, simplex=simplex)
+        prices = more
+    below = _conclude(engine, cuts.center, int(cuts.value), deadline, simplex=simplex)
+    if not engine.exact:
+        choice = engine.decode()
+        meet(choice, engine.model.used_by(choice))
+    return below
+
+
+def _excess(engine: Engine) -> Array:
+    """What the choices that the bound leans on use above every limit, on average."""
+    model, choices = engine.model, engine.leaning()
+    return sum(model.used_by(choice) for choice in choices) / len(choices) - model.limits
 
 
 def _conclude(engine: Engine, prices: Array, best: int, deadline: float | None, *, simplex: bool) -> Bound:
     """The bounds on strategies under the best prices."""
-    if deadline is not None and perf_counter() > deadline:
+    is_late = deadline is not None and perf_counter() > deadline
+    if is_late and engine.exact:
         return Bound(best, tuple(np.full(len(costs), best) for costs in engine.model.costs), prices)
     engine.set_prices(prices, whole=simplex)
-    engine.improve(True, deadline)
+    engine.improve(FEW if is_late else MANY, deadline)
     value = max(best, engine.bound)
     return Bound(value, tuple(np.maximum(costs, value) for costs in engine.conditionals()), prices)

@@ -19,12 +19,13 @@ from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.core import Way, engine_for, restricted
 from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
-from autoplan.planner.solver.passing import Passing
+from autoplan.planner.solver.passing import MANY, Passing
 from autoplan.planner.solver.reduce import Infeasible, reduce
 
 SHRINKING = 0.8  # of the strategies: if more are left, bounding once more would not help
 SMALL = 4_000  # pairs of strategies: up to so many, CP-SAT comes to an end soon
 LARGEST = 150_000  # beyond, CP-SAT would not come to an end in any time limit
+HOPELESS = 600_000  # beyond, not even reductions would come to an end that helps
 LOWER, HIGHER = 0.9, 1.1  # of the prices: under which strategies that take much memory are told from those that cost much
 
 Meet = Callable[[Sequence[int], int], None]
@@ -108,6 +109,9 @@ class Branching:
             self._close(self.top + 1)
             try:
                 core, kept = restricted(core, below, self.top)
+                if self.deadline is not None and _pairs(core) > HOPELESS:
+                    self.finished = False
+                    return self._close(max(proved, below.value))
                 core, trail = reduce(core, self.deadline)
                 prices = trail.prices(below.prices)
             except Infeasible:
@@ -199,5 +203,5 @@ def _cut(engine: Passing | Elimination, below: Bound) -> Cut:
 
 def _conditionals(engine: Passing | Elimination, prices: Array) -> list[Array]:
     engine.set_prices(prices)
-    engine.improve(True)
+    engine.improve(MANY)
     return engine.conditionals()

@@ -29,20 +29,29 @@ class Either:
         """The bound on the cost of every choice within the limits, in any of the models."""
         return self.weakest.bound
 
+    @property
+    def exact(self) -> bool:
+        """Whether no more can be proved under the prices as they are."""
+        return self.weakest.exact
+
     def set_prices(self, rows: Array, *, whole: bool = False) -> None:
         """Other prices of the rows, in cost per unit of use."""
         for engine in self.engines:
             engine.set_prices(rows, whole=whole)
 
-    def improve(self, first: bool, deadline: float | None = None) -> None:
+    def improve(self, sweeps: int, deadline: float | None = None) -> None:
         """Improve each bound."""
         for engine in self.engines:
-            engine.improve(first, deadline)
+            engine.improve(sweeps, deadline)
         self.weakest = min(self.engines, key=lambda engine: engine.bound)
 
     def decode(self) -> tuple[int, ...]:
         """A good choice of the model that bounds least."""
         return self.weakest.decode()
+
+    def leaning(self) -> Sequence[Sequence[int]]:
+        """What the bound leans on in the model that bounds least."""
+        return self.weakest.leaning()
 
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it, in any of the models."""

@@ -39,6 +39,8 @@ class _Step:
 class Elimination:
     """Takes out all nodes under changing prices; raises TooWide where that is too much work."""
 
+    exact = True  # under the prices as they are, no more can be proved
+
     def __init__(self, model: Model, magnitude: int, largest: int = LARGEST_TABLE, last: Collection[int] = ()) -> None:
         """`magnitude` is about the cost of a good choice, for scaling; `largest` is how many entries a table may have.
 
@@ -68,8 +70,8 @@ class Elimination:
         """Other prices of the rows, in cost per unit of use."""
         self.priced.set_prices(rows, whole=whole)
 
-    def improve(self, first: bool, deadline: float | None = None) -> None:
-        """Take out all nodes under the prices as they are: the work is bounded, whatever the deadline."""
+    def improve(self, sweeps: int, deadline: float | None = None) -> None:
+        """Take out all nodes under the prices as they are: the work is bounded, whatever the deadline, and done but once."""
         self.results = []
         self.value = self.priced.offset
         for step in self.steps:
@@ -98,6 +100,10 @@ class Elimination:
                 whole[part] = entries
         both = table + (last - self.results[-2])[:, None] + (self.value - int(self.results[-1]))
         return both if after.node == nodes[0] else both.T
+
+    def leaning(self) -> list[tuple[int, ...]]:
+        """What the bound leans on: the choice that attains it."""
+        return [self.decode()]
 
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it."""

@@ -14,11 +14,15 @@ import numpy as np
 
 from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.priced import CAP, Priced
+from autoplan.planner.solver.thin import ThinPart
 
-RISE = 1.3  # of the price of an exceeded row
-FALL = 0.9  # of all prices after a choice within the limits
-SLACKENING = 0.5  # of the price of a row of which nothing is used goes each time, of others in proportion to what is left
-FIRST_PRICE = 0.1  # of the cost per unit of limit: what an exceeded row without a price begins at
+RISE = 1.1  # of the prices of exceeded rows
+FALL = 0.95  # of all prices after a choice within the limits
+SLACKENING = 0.1  # of the price of a row of which nothing is used goes each time, of others in proportion to what is left
+FIRST_PRICE = 0.1  # of the cost per unit of limit: what the row exceeded most begins at
+SHARE = 0.05  # of all prices: the same, if that is more
+FORESTS = 4  # so many steps take a narrow part once, else forests, which cost less and differ more
+LARGEST_TABLE = 20_000  # entries, for narrow parts
 
 Meet = Callable[[Sequence[int], Array], int | None]
 
@@ -30,11 +34,20 @@ class Improver:
         """`magnitude` is about the cost of a good choice; the walk begins at `choice` and under `prices` of the rows."""
         self.model, self.meet, self.magnitude = model, meet, max(1, magnitude)
         self.random = Random(seed)
+        self.sizes = [len(costs) for costs in model.costs]
+        self.steps = 1
         self.near = model.neighbours()
         degree = max(map(len, self.near), default=0)
         self.priced = Priced(model, self.magnitude, min(CAP, (1 << 61) // (degree + 4)))
+        self.around = [self._around(u, others) for u, others in enumerate(self.near)]
         self.choice, self.prices = list(choice), prices.copy()
         self.used = model.used_by(self.choice)
+
+    def _around(self, u: int, others: list[int]) -> tuple[Array, Array, Array]:
+        """A node's neighbours, where the rows of each begin, and what every strategy of theirs costs with each of the node."""
+        sizes = [len(self.model.costs[w]) for w in others]
+        matrix = np.concatenate([np.zeros((0, len(self.model.costs[u])), dtype=np.int64), *(self.priced.edge(w, u) for w in others)])
+        return np.array(others, dtype=np.int64), np.cumsum([0, *sizes], dtype=np.int64)[:-1], matrix
 
     def run(self, patience: int, deadline: float | None) -> None:
         """Go on until so many forests in a row have led to nothing better, or the time is over."""
@@ -48,19 +61,30 @@ class Improver:
     def _step(self) -> None:
         self._move_prices()
         self.priced.set_prices(self.prices)
-        parents = self._forest()
-        self._choose(parents)
+        for pair in self.priced.charged_edges:
+            for u, w in (pair, pair[::-1]):
+                others, starts, matrix = self.around[u]
+                start = starts[self.near[u].index(w)]
+                matrix[start : start + len(self.model.costs[w])] = self.priced.edge(w, u)
+        if self.steps % FORESTS:
+            self._choose(self._forest())
+        else:
+            self._choose_thin(ThinPart(self.near, self.sizes, self.random, LARGEST_TABLE))
+        self.steps += 1
         self.used = self.model.used_by(self.choice)
 
     def _move_prices(self) -> None:
         excess = self.used - self.model.limits
         over = excess > 0
-        slack = np.clip(-excess / np.maximum(1, np.abs(self.model.limits)), 0, 1)
         if not over.any():
             self.prices *= FALL
-        self.prices *= 1 - slack * SLACKENING
-        least = FIRST_PRICE * self.magnitude / np.maximum(1, np.abs(self.model.limits) + self.used)
-        self.prices[over] = np.maximum(self.prices[over] * RISE, least[over])
+        else:
+            worst = int(excess.argmax())
+            if not self.prices[worst]:
+                least = FIRST_PRICE * self.magnitude / max(1, abs(int(self.model.limits[worst])) + int(self.used[worst]))
+                self.prices[worst] = max(least, SHARE * self.prices.sum())
+            self.prices[over] *= RISE
+        self.prices *= 1 - SLACKENING * np.clip(-2 * excess / np.maximum(1, np.abs(self.model.limits) + self.used), 0, 1)
 
     def _forest(self) -> dict[int, int]:
         """Nodes of a random induced forest, each after its parent (-1: a root)."""
@@ -94,16 +118,27 @@ class Improver:
                             stack.append(w)
         return parents
 
+    def _choose_thin(self, part: ThinPart) -> None:
+        """The cheapest strategies of the nodes of a narrow part under the prices."""
+        chosen = np.array(self.choice)
+
+        def alone(u: int, is_fixed: Array) -> Array:
+            others, starts, matrix = self.around[u]
+            return self.priced.nodes[u] + np.add.reduce(matrix[(starts + chosen[others])[is_fixed[others]]], 0)
+
+        part.choose(chosen, alone, self.priced.edge)
+        self.choice = chosen.tolist()
+
     def _choose(self, parents: dict[int, int]) -> None:
         """The cheapest strategies of the forest's nodes under the prices."""
         priced, choice = self.priced, self.choice
+        chosen, outside = np.array(choice), np.ones(len(choice), dtype=bool)
+        outside[list(parents)] = False
         totals = {}
         for u in parents:
-            total = priced.nodes[u].copy()
-            for w in self.near[u]:
-                if w not in parents:
-                    total += priced.edges[u, w][:, choice[w]] if u < w else priced.edges[w, u][choice[w]]
-            totals[u] = total
+            others, starts, matrix = self.around[u]
+            rows = (starts + chosen[others])[outside[others]]
+            totals[u] = priced.nodes[u] + np.add.reduce(matrix[rows], 0)
         best: dict[int, Array] = {}
         for u in reversed(parents):
             parent = parents[u]
@@ -111,6 +146,6 @@ class Improver:
                 table = priced.edge(parent, u) + totals[u]
                 best[u] = table.argmin(1)
                 least = table.min(1)
-                totals[parent] += least - least.min()
+                totals[parent] += np.minimum(least - least.min(), priced.cap)
         for u, parent in parents.items():
             choice[u] = int(best[u][choice[parent]]) if parent >= 0 else int(totals[u].argmin())

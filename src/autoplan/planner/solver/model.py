@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autoplan.planner.solver.tally import Tally
+
 Array = np.ndarray
 FORBIDDEN = 1 << 60  # costs are far below, and eight of it add up within 64 bits
 
@@ -56,6 +58,7 @@ class Model:
     edges: Mapping[tuple[int, int], Edge]
     limits: Array
     constant: int = 0
+    _tallies: list[Tally] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def strategies(self) -> int:
@@ -80,16 +83,20 @@ class Model:
             total += cost
         return total
 
+    @property
+    def tally(self) -> Tally:
+        """What nodes with usage, in their order, and then edges with usage, use: made when first asked for."""
+        if not self._tallies:
+            self._tallies.append(
+                Tally([*filter(None, self.usage), *(edge.usage for edge in self.edges.values() if edge.usage)], len(self.limits))
+            )
+        return self._tallies[0]
+
     def used_by(self, choice: Sequence[int]) -> Array:
         """What a choice uses in every row."""
-        used = np.zeros(len(self.limits), dtype=np.int64)
-        for usage, s in zip(self.usage, choice, strict=True):
-            for span, amounts in usage.items():
-                used[span.rows] += amounts[s]
-        for (u, w), edge in self.edges.items():
-            for span, amounts in edge.usage.items():
-                used[span.rows] += amounts[choice[u], choice[w]]
-        return used
+        picked = [s for usage, s in zip(self.usage, choice, strict=True) if usage]
+        picked += [choice[u] * edge.cost.shape[1] + choice[w] for (u, w), edge in self.edges.items() if edge.usage]
+        return self.tally.used_by(np.array(picked, dtype=np.int64))
 
     def most_used(self) -> Array:
         """More than any choice uses in each row, or as much."""

@@ -20,37 +20,71 @@ import numpy as np
 from autoplan.planner.solver.model import FORBIDDEN, Array, Model
 from autoplan.planner.solver.priced import CAP, Priced
 
-FIRST_SWEEPS = 150  # before prices move for the first time
-SWEEPS = 3  # between two moves
+FEW, SOME, MANY = 3, 15, 150  # sweeps, at most: between two moves of prices, before the first, and once prices are settled
+AT_ONCE = 4_000  # entries: fans of no more are handed on at once, others edge by edge, since what is copied must stay near
 
 
 @dataclass(slots=True)
-class _Link:
-    """One edge as a node hands it on: `matrix[other, own]` and the messages to both ends."""
+class _Fan:
+    """The edges between a node and those after it, or those before it: behind one another, a row for each strategy of the others."""
 
-    other: int
-    matrix: Array
-    to_own: Array
-    to_other: Array
+    others: list[int]
+    matrix: Array  # [own, row]
+    own: Array  # [edge, own], a view of the messages to the node
+    edge: Array  # [row]
+    starts: Array  # [edge], its first row
+    theta: Array  # [row], where the costs of the other node's strategies are
+    back: Array  # [row], where the messages to them are
+
+    def rows(self, other: int) -> slice:
+        """The rows of an edge."""
+        number = self.others.index(other)
+        return slice(self.starts[number], self.starts[number + 1] if number + 1 < len(self.starts) else None)
 
 
 class Passing:
     """The messages over a model under changing prices. `value` is the bound; `conditional[u][s]` that of strategy s, scaled."""
 
+    exact = False  # more sweeps may bound more
+
     def __init__(self, model: Model, magnitude: int) -> None:
         """`magnitude` is about the cost of a good choice, for scaling."""
         degree = np.bincount([end for pair in model.edges for end in pair], minlength=1).max()
         self.priced = Priced(model, magnitude, min(CAP, (1 << 61) // (int(degree) + 4)))
-        self.theta = [costs.copy() for costs in self.priced.nodes]
-        self.conditional = [np.full(len(costs), -FORBIDDEN) for costs in model.costs]
-        self.later: list[list[_Link]] = [[] for _ in model.costs]
-        self.earlier: list[list[_Link]] = [[] for _ in model.costs]
+        sizes = [len(costs) for costs in model.costs]
+        self.first = np.cumsum([0, *sizes])[:-1]
+        self.costs = np.concatenate([np.zeros(0, dtype=np.int64), *self.priced.nodes])
+        self.theta = [self.costs[first : first + size] for first, size in zip(self.first.tolist(), sizes, strict=True)]
+        self.conditional = [np.full(size, -FORBIDDEN) for size in sizes]
+        self.visited = [[0] * len(sizes) for _ in range(2)]
+        later: list[list[int]] = [[] for _ in sizes]
+        earlier: list[list[int]] = [[] for _ in sizes]
         for u, w in model.edges:
-            matrix = self.priced.edges[u, w]
-            to_u, to_w = np.zeros(len(matrix), dtype=np.int64), np.zeros(matrix.shape[1], dtype=np.int64)
-            self.later[u].append(_Link(w, np.ascontiguousarray(matrix.T), to_u, to_w))
-            self.earlier[w].append(_Link(u, matrix, to_w, to_u))
+            later[u].append(w)
+            earlier[w].append(u)
+        self.place: dict[tuple[int, int], int] = {}  # of the messages to the first from the edge with the second
+        length = 0
+        for u, size in enumerate(sizes):
+            for w in (*later[u], *earlier[u]):
+                self.place[u, w] = length
+                length += size
+        self.messages = np.zeros(length, dtype=np.int64)
+        self.later = [self._fan(u, others) for u, others in enumerate(later)]
+        self.earlier = [self._fan(u, others) for u, others in enumerate(earlier)]
         self._pull(model.edges)
+
+    def _fan(self, u: int, others: list[int]) -> _Fan:
+        model, size = self.model, len(self.model.costs[u])
+        rows = [len(model.costs[w]) for w in others]
+        matrix = np.concatenate([np.zeros((size, 0), dtype=np.int64), *(self.priced.edge(u, w) for w in others)], axis=1)
+        place = self.place[u, others[0]] if others else 0
+        own = self.messages[place : place + len(others) * size].reshape(len(others), size)
+        theta = [np.arange(self.first[w], self.first[w] + count) for w, count in zip(others, rows, strict=True)]
+        back = [np.arange(self.place[w, u], self.place[w, u] + count) for w, count in zip(others, rows, strict=True)]
+        none = np.zeros(0, dtype=np.int64)
+        starts = np.cumsum([0, *rows])[:-1]
+        edge = np.repeat(np.arange(len(rows)), rows)
+        return _Fan(others, matrix, own, edge, starts, np.concatenate([none, *theta]), np.concatenate([none, *back]))
 
     @property
     def model(self) -> Model:
@@ -60,21 +94,22 @@ class Passing:
     @property
     def value(self) -> int:
         """The bound, scaled, without the model's constant."""
-        return self.priced.offset + sum(int(theta.min()) for theta in self.theta)
+        least = np.minimum.reduceat(self.costs, self.first) if len(self.first) else self.costs
+        return self.priced.offset + sum(least.tolist())
 
     @property
     def bound(self) -> int:
         """The bound on the cost of every choice within the limits."""
         return self.priced.unscaled(self.value)
 
-    def improve(self, first: bool, deadline: float | None = None) -> None:
-        """Sweep until the bound stands still, a few times at most; many times at first."""
+    def improve(self, sweeps: int, deadline: float | None = None) -> None:
+        """Sweep until the bound stands still, so many times at most."""
         last = self.value
-        for _ in range(FIRST_SWEEPS if first else SWEEPS):
+        for _ in range(sweeps):
             self.sweep()
             if deadline is not None and perf_counter() > deadline:
                 break
-            if self.value - last <= abs(self.value) >> (27 if first else 22):
+            if self.value - last <= abs(self.value) >> (22 if sweeps == FEW else 27):
                 break
             last = self.value
 
@@ -87,39 +122,56 @@ class Passing:
     def sweep(self, *, collect: bool = False) -> None:
         """Forwards and backwards through all nodes, once; with `collect` the bounds on strategies are noted on the way."""
         nodes = range(len(self.theta))
-        for order, links in ((nodes, self.later), (reversed(nodes), self.earlier)):
+        for order, fans, best in ((nodes, self.later, self.visited[0]), (reversed(nodes), self.earlier, self.visited[1])):
             value = self.value if collect else 0
             for u in order:
+                theta, fan = self.theta[u], fans[u]
+                best[u] = int(theta.argmin())
                 if collect:
-                    theta = self.theta[u]
-                    np.maximum(self.conditional[u], theta + (value - int(theta.min())), out=self.conditional[u])
-                    before = int(theta.min()) + sum(int(self.theta[link.other].min()) for link in links[u])
-                self._hand_on(u, links[u])
+                    np.maximum(self.conditional[u], theta + (value - int(theta[best[u]])), out=self.conditional[u])
+                    value -= self._least(u, fan)
+                if fan.others:
+                    self._hand_on(u, fan)
                 if collect:
-                    value += int(self.theta[u].min()) + sum(int(self.theta[link.other].min()) for link in links[u]) - before
+                    value += self._least(u, fan)
 
-    def _hand_on(self, u: int, links: list[_Link]) -> None:
-        if not links:
-            return
+    def _least(self, u: int, fan: _Fan) -> int:
+        """What a node and those of a fan add to the bound."""
+        others = np.minimum.reduceat(self.costs[fan.theta], fan.starts).tolist() if fan.others else []
+        return int(self.theta[u].min()) + sum(others)
+
+    def _hand_on(self, u: int, fan: _Fan) -> None:
         theta = self.theta[u]
-        share = theta // max(len(self.later[u]), len(self.earlier[u]))
-        for link in links:
-            own = link.to_own
-            own -= share
-            message = (link.matrix - own).min(1)
-            self.theta[link.other] += message - link.to_other
-            link.to_other[:] = message
-        theta -= share * len(links)
+        share = theta // max(len(self.later[u].others), len(self.earlier[u].others))
+        own = fan.own
+        own -= share
+        if len(own) == 1:
+            messages = np.minimum.reduce(fan.matrix - own[0][:, None], 0)
+        elif fan.matrix.size <= AT_ONCE:
+            messages = np.minimum.reduce(fan.matrix - own.T[:, fan.edge], 0)
+        else:
+            ends = [*fan.starts[1:].tolist(), len(fan.edge)]
+            pieces = zip(fan.starts.tolist(), ends, own, strict=True)
+            messages = np.concatenate([np.minimum.reduce(fan.matrix[:, start:end] - to[:, None], 0) for start, end, to in pieces])
+        self.costs[fan.theta] += messages - self.messages[fan.back]
+        self.messages[fan.back] = messages
+        theta -= share * len(own)
 
     def decode(self) -> tuple[int, ...]:
         """Node by node the strategy that suits those decided and, by the messages, those to come."""
         chosen: list[int] = []
         for u, theta in enumerate(self.theta):
-            total = theta.copy()
-            for link in self.earlier[u]:
-                total += link.matrix[chosen[link.other]] - link.to_own
+            fan = self.earlier[u]
+            total = theta
+            if fan.others:
+                rows = fan.starts + np.array([chosen[other] for other in fan.others])
+                total = theta + fan.matrix[:, rows].sum(1) - fan.own.sum(0)
             chosen.append(int(total.argmin()))
         return tuple(chosen)
+
+    def leaning(self) -> list[list[int]]:
+        """What the bound leans on: the cheapest strategy of each node when it was visited last, forwards and backwards."""
+        return self.visited
 
     def set_model(self, model: Model) -> None:
         """Go on with a model of the same nodes, strategies and edges, without prices; what the messages have moved stays moved."""
@@ -140,17 +192,19 @@ class Passing:
             self.theta[u] += self.priced.nodes[u] - before[u]
         for u, w in edges:
             matrix = self.priced.edges[u, w]
-            self._link_to(u, w).matrix, self._link_to(w, u).matrix = np.ascontiguousarray(matrix.T), matrix
+            self.later[u].matrix[:, self.later[u].rows(w)] = matrix
+            self.earlier[w].matrix[:, self.earlier[w].rows(u)] = matrix.T
         self._pull(edges)
-
-    def _link_to(self, u: int, w: int) -> _Link:
-        return next(link for link in (self.later[u] if u < w else self.earlier[u]) if link.other == w)
 
     def _pull(self, edges: Iterable[tuple[int, int]]) -> None:
         """Move what edges hold to their ends, so that their minima are 0."""
         for u, w in edges:
-            for node, other in ((w, u), (u, w)):
-                link = self._link_to(other, node)
-                message = (link.matrix - link.to_own).min(1)
-                self.theta[node] += message - link.to_other
-                link.to_other[:] = message
+            matrix, theta_u, theta_w = self.priced.edges[u, w], self.theta[u], self.theta[w]
+            to_u = self.messages[self.place[u, w] :][: len(theta_u)]
+            to_w = self.messages[self.place[w, u] :][: len(theta_w)]
+            message = (matrix - to_u[:, None]).min(0)
+            theta_w += message - to_w
+            to_w[:] = message
+            message = (matrix - to_w).min(1)
+            theta_u += message - to_u
+            to_u[:] = message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoplan.planner.solver.model import Array, Model, Span, Usage
+from autoplan.planner.solver.model import Array, Model, Usage
 
 BITS = 50  # of a good choice's scaled cost
 CAP = 1 << 57  # the most that a node or edge is charged, forbidden or not: lower costs only lower the bound
@@ -27,6 +27,8 @@ class Priced:
         self.edges = {pair: self._scaled(edge.cost) for pair, edge in model.edges.items()}
         self.charged_nodes = [u for u, usage in enumerate(model.usage) if usage]
         self.charged_edges = [pair for pair, edge in model.edges.items() if edge.usage]
+        uncharged = [self.nodes[u] for u in self.charged_nodes] + [self.edges[pair].ravel() for pair in self.charged_edges]
+        self.uncharged = np.concatenate([np.zeros(0, dtype=np.int64), *uncharged])
 
     def edge(self, u: int, w: int) -> Array:
         """The matrix of an edge, a row for each strategy of u."""
@@ -38,12 +40,21 @@ class Priced:
         if whole:
             scaled[scaled.argmax()] += self.scale - scaled.sum()
         self.offset = -sum(int(scaled[row]) * int(self.model.limits[row]) for row in np.flatnonzero(scaled))
-        prices: dict[Span, int] = {}
-        for u in self.charged_nodes:
-            self.nodes[u] = self._charged(self.model.costs[u], self.model.usage[u], scaled, prices)
-        for pair in self.charged_edges:
-            edge = self.model.edges[pair]
-            self.edges[pair] = self._charged(edge.cost, edge.usage, scaled, prices)
+        model, places = self.model, self.model.tally.place.tolist()
+        paid, exceptions = model.tally.charges(scaled)
+        total = np.minimum(self.uncharged + paid, self.cap)
+        for u, start, stop in zip(self.charged_nodes, places, places[1:], strict=False):
+            self.nodes[u] = total[start:stop]
+        number = len(self.charged_nodes)
+        for pair, start, stop in zip(self.charged_edges, places[number:], places[number + 1 :], strict=False):
+            self.edges[pair] = total[start:stop].reshape(model.edges[pair].cost.shape)
+        for owner in exceptions:
+            if owner < number:
+                u = self.charged_nodes[owner]
+                self.nodes[u] = self._charged(model.costs[u], model.usage[u], scaled)
+            else:
+                pair = self.charged_edges[owner - number]
+                self.edges[pair] = self._charged(model.edges[pair].cost, model.edges[pair].usage, scaled)
 
     def unscaled(self, value: int) -> int:
         """The least cost whose scaled amount is at least `value`."""
@@ -56,11 +67,11 @@ class Priced:
     def _scaled(self, costs: Array) -> Array:
         return np.minimum(costs, self.cap // self.scale) * self.scale
 
-    def _charged(self, costs: Array, usage: Usage, rows: Array, prices: dict[Span, int]) -> Array:
+    def _charged(self, costs: Array, usage: Usage, rows: Array) -> Array:
+        """One by one, where prices are so high that sums may leave 64 bits."""
         total = self._scaled(costs)
         for span, amounts in usage.items():
-            if span not in prices:
-                prices[span] = int(rows[span.rows].sum())
-            if prices[span]:
-                total = total + np.minimum(amounts, self.cap // prices[span]) * prices[span]
-        return np.minimum(total, self.cap)
+            price = int(rows[span.rows].sum())
+            if price:
+                total = np.minimum(total + np.minimum(amounts, self.cap // price) * price, self.cap)
+        return total

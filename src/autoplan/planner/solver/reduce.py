@@ -7,6 +7,7 @@ uses moves into nodes, the constant and the limits, so that what is left starts 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from time import perf_counter
 
@@ -48,7 +49,7 @@ class _Reducer:
         self.trail = Trail()
         self.active = np.ones(len(model.limits), dtype=bool)
         self.spans: dict[Span, Span | None] = {}
-        self.todo: dict[int, None] = dict.fromkeys(range(len(model.costs)))
+        self.todo = OrderedDict.fromkeys(range(len(model.costs)))
         self.pushed: set[tuple[int, int]] = set()
         self.least_limit = 0  # of all rows, when they were last looked at: what uses no more may fit
         for (u, w), edge in model.edges.items():
@@ -63,8 +64,7 @@ class _Reducer:
             while self.todo:
                 if deadline is not None and perf_counter() > deadline:
                     return
-                u = next(iter(self.todo))
-                del self.todo[u]
+                u, _ = self.todo.popitem(last=False)
                 if self.costs[u] is not None:
                     self._visit(u)
             self._watch_rows()
@@ -193,17 +193,21 @@ class _Reducer:
         """What every strategy uses goes off the limits; strategies that exceed what can be left to them go."""
         usage = self._watched(self.usage[u])
         self.usage[u] = {}
-        wanted = np.ones(len(self._costs(u)), dtype=bool)
-        for span, amounts in usage.items():
-            least = amounts.min()
-            if least:
-                self.limits[span.rows] -= least
-                amounts = amounts - least
-            if amounts.any():
+        if not usage:
+            return
+        table = np.array(list(usage.values()))
+        least = table.min(1)
+        most = table.max(1)
+        table -= least[:, None]
+        for span, always in zip(usage, least.tolist(), strict=True):
+            if always:
+                self.limits[span.rows] -= always
+        wanted = np.ones(table.shape[1], dtype=bool)
+        for span, amounts, spread in zip(usage, table, (most - least).tolist(), strict=True):
+            if spread:
                 self.usage[u][span] = amounts
-        for span, amounts in self.usage[u].items():
-            if self.limited and amounts.max() > self.least_limit:
-                wanted &= amounts <= self.limits[span.rows].min()
+                if self.limited and spread > self.least_limit:
+                    wanted &= amounts <= self.limits[span.rows].min()
         self._keep(u, wanted)
 
     def _drop_dominated(self, u: int) -> None:
@@ -213,9 +217,9 @@ class _Reducer:
         if any(len(costs) ** 2 * edge.cost.shape[1] > LARGEST_COMPARISON for edge in edges):
             return
         better = _no_more(costs, [edge.cost for edge in edges])
-        for span in {*self.usage[u], *(span for edge in edges for span in edge.usage)}:
-            if not better.any():
-                return
+        for span in dict.fromkeys([*self.usage[u], *(span for edge in edges for span in edge.usage)]):
+            if np.count_nonzero(better) == len(costs):
+                return  # each only itself
             own = self.usage[u].get(span, np.zeros(len(costs), dtype=np.int64))
             better &= _no_more(own, [edge.usage[span] for edge in edges if span in edge.usage])
         strictly = better & (~better.T | (np.arange(len(costs))[:, None] < np.arange(len(costs))))

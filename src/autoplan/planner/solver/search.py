@@ -20,7 +20,7 @@ from autoplan.planner.solver.core import Way, engine_for, glance, restricted
 from autoplan.planner.solver.improve import Improver
 from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
-from autoplan.planner.solver.passing import Passing
+from autoplan.planner.solver.passing import FEW, Passing
 from autoplan.planner.solver.reduce import Infeasible, reduce
 from autoplan.planner.solver.trail import Trail
 
@@ -43,9 +43,12 @@ BANDS = (
     10.0,
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
-REDUCING, FIRST_CHOICE, BOUNDING, IMPROVING = 0.6, 0.1, 0.4, 0.3  # parts of the time left, at most
+REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.4, 0.4, 0.3  # parts of the time left, at most
+WALKING = (0.75, 0.2)  # the same, of each walk
+EASY = 15_000  # pairs of strategies
+FAR = 0.2  # of what is proved: if the first walk ends no further above, the second is not begun
 NEAR = 0.01  # of what is proved
-PATIENCE = 40  # forests that lead to nothing better
+PATIENCE, LAST_PATIENCE = (60, 300), 600  # steps of each walk that lead to nothing better; in the time that is left at the end
 NEIGHBOURHOODS = 60  # the same
 
 Outer = Callable[[int], Bound | None]
@@ -123,6 +126,8 @@ class _Search:
         self.proved = model.constant + sum(int(costs.min()) for costs in model.costs) + sum(int(e.cost.min()) for e in model.edges.values())
         self.reduced, self.trail = model, Trail(nodes=tuple(range(len(model.costs))))
         self.met: tuple[int, ...] | None = None  # the best choice of the reduced model
+        self.walks: list[Improver] = []
+        self.looks = 0  # times that neighbourhoods were looked at: each time others
 
     def run(self, outer: Outer | None) -> Result:
         """Bounds, choices, and bands between both; raises Infeasible."""
@@ -130,20 +135,25 @@ class _Search:
             self.reduced, self.trail = reduce(self.model, self._share(REDUCING))
         below = (outer and outer(UNLIMITED)) or self._bound()
         self.proved = max(self.proved, below.value)
-        if outer is None or self.best.cost is None:
-            self._improve(below)
-        for slack in (*BANDS, None):
+        improved = outer is not None and self.best.cost is not None
+        for slack, following in zip((*BANDS, None), (*BANDS[1:], None, None), strict=True):
+            if outer is None and slack is not None and self._is_easy(below, self._threshold(following)):
+                continue
+            if not improved and not self._is_easy(below, self._threshold(slack)):
+                self._improve(below)
+                improved = True
             if self.best.below is not None and self.best.below - self.proved <= (0 if self.best.cost is None else self.gap):
                 break
             threshold, closer = self._guess(slack, below, outer)
             known = self.best.choice if outer else self.met
             assert self._allows(closer, threshold, known), "a bound is above what a known choice costs"
-            branching = Branching(threshold, self.deadline, gap=self.gap, meet=self._take, on_progress=self.on_progress)
+            end = self.deadline if outer or self._is_near() or self._is_easy(closer, threshold) else self._share(BRANCHING)
+            branching = Branching(threshold, end, gap=self.gap, meet=self._take, on_progress=self.on_progress)
             found = branching.cheapest(self.reduced, closer)
             if not found.finished:
                 self.proved = max(self.proved, min(found.bound or self.proved, threshold))
                 if self.deadline is not None:
-                    self._look_around(inf, self.deadline)
+                    self._polish(self.deadline)
                 return self.result(finished=False)
             if found.choice is not None:
                 assert found.bound is not None
@@ -156,15 +166,23 @@ class _Search:
     def _guess(self, slack: float | None, below: Bound, outer: Outer | None) -> tuple[int, Bound]:
         """A threshold, and bounds on choices of at most that: what the best choice costs if it is near, and there are such bounds."""
         for guess in (None, slack) if outer and self._is_near() else (slack,):
-            threshold = UNLIMITED if guess is None else min(UNLIMITED, self.proved + max(1, int(guess * abs(self.proved))))
-            if self.best.cost is not None:
-                threshold = min(threshold, self.best.cost)
-            if self.cutoff is not None:
-                threshold = min(threshold, self.cutoff - 1)
+            threshold = self._threshold(guess)
             closer = outer(threshold) if outer else None
             if closer is not None:
                 return threshold, closer
         return threshold, below
+
+    def _threshold(self, slack: float | None) -> int:
+        """So far above what is proved, but no higher than what the best choice costs, or what is looked for."""
+        threshold = UNLIMITED if slack is None else min(UNLIMITED, self.proved + max(1, int(slack * abs(self.proved))))
+        if self.best.cost is not None:
+            threshold = min(threshold, self.best.cost)
+        return threshold if self.cutoff is None else min(threshold, self.cutoff - 1)
+
+    def _is_easy(self, below: Bound, threshold: int) -> bool:
+        """Whether so few pairs of strategies are left at or under a threshold that the search through them comes to an end soon."""
+        left = [int(np.count_nonzero(conditional <= threshold)) for conditional in below.conditional]
+        return sum(left[u] * left[w] for u, w in self.reduced.edges) <= EASY
 
     def _is_near(self) -> bool:
         """Whether the best choice is so close to what is proved that there is no need to guess lower thresholds first."""
@@ -204,30 +222,45 @@ class _Search:
             self.best.meet(self.trail.expand(choice), cost)
 
     def _bound(self) -> Bound:
-        """The bounds by messages and prices; on the way a first choice within the limits, in case that there is no time for more."""
-        passing = Passing(self.reduced, glance(self.reduced))
-        prices = np.zeros(len(self.reduced.limits))
-        passing.set_prices(prices)
-        passing.improve(False, self._share(FIRST_CHOICE))
-        magnitude = max(1, abs(passing.bound))
-        improver = Improver(self.reduced, magnitude, passing.decode(), prices, self._meet)
-        improver.run(PATIENCE, self._share(FIRST_CHOICE))
-        if self.best.choice is None:
-            improver.run(PATIENCE, self._share(BOUNDING))
-        return bound(passing, prices, self._meet, self._share(BOUNDING))
+        """The bounds by messages and prices; then a first choice within the limits, in case that there is no time for more."""
+        passing, prices = Passing(self.reduced, glance(self.reduced)), np.zeros(len(self.reduced.limits))
+        met: list[Sequence[int]] = []
+
+        def meet(choice: Sequence[int], used: Array) -> int | None:
+            met.append(choice)
+            return self._meet(choice, used)
+
+        below = bound(passing, prices, meet, self._share(BOUNDING))
+        self.walks = [self._walk(below, passing.decode(), below.prices), self._walk(below, met[0], prices)]
+        if self.best.cost is None or self.best.cost > below.value:
+            self.walks[0].run(PATIENCE[0], self._share(FIRST_CHOICE))
+        return below
+
+    def _walk(self, below: Bound, choice: Sequence[int], prices: Array) -> Improver:
+        return Improver(self.reduced, max(1, abs(below.value)), choice, prices, self._meet)
 
     def _improve(self, below: Bound) -> None:
-        """Better choices while they are found: forests from the strategies with the least bounds, then neighbourhoods of the best."""
-        model = self.reduced
-        least = [int(conditional.argmin()) for conditional in below.conditional]
-        Improver(model, max(1, abs(below.value)), least, below.prices, self._meet).run(PATIENCE, self._share(IMPROVING))
-        self._look_around(NEIGHBOURHOODS, self._share(IMPROVING))
+        """Better choices while they are found: walks from what is close to the bound, and from what is cheap, then neighbourhoods."""
+        if not self.walks:
+            least = [int(conditional.argmin()) for conditional in below.conditional]
+            self.walks = [self._walk(below, least, below.prices)]
+        for walk, patience, part in zip(self.walks, PATIENCE, WALKING, strict=False):
+            if self.best.cost is None or self.best.cost - self.proved > FAR * abs(self.proved) or walk is self.walks[0]:
+                walk.run(patience, self._share(part))
+        self._look_around(NEIGHBOURHOODS, self._share(LOOKING))
+
+    def _polish(self, deadline: float) -> None:
+        """Better choices until the time is over."""
+        for walk in self.walks[:1]:
+            walk.run(LAST_PATIENCE, self._share(0.5))
+        self._look_around(inf, deadline)
 
     def _look_around(self, patience: float, end: float | None) -> None:
         """Neighbourhoods of the best choice until so many in a row have led to nothing better."""
         if self.met is None or self.best.cost is None or self.best.cost - self.proved <= self.gap or not self.reduced.costs:
             return
-        around, idle = Neighbourhoods(self.reduced, self.met), 0
+        around, idle = Neighbourhoods(self.reduced, self.met, seed=self.looks), 0
+        self.looks += 1
         while idle < patience and (end is None or perf_counter() < end):
             idle = 0 if around.step(end) else idle + 1
             if not idle:
@@ -263,7 +296,7 @@ def minimise_peak(model: Model, deadline: float | None, enough: int | None = Non
     engine = engine_for(reduced, top)
     if enough is not None:  # a first choice may do
         engine.set_prices(prices, whole=True)
-        engine.improve(False, deadline)
+        engine.improve(FEW, deadline)
         choice = engine.decode()
         meet(choice, reduced.used_by(choice))
         if best.cost is not None and best.cost + top <= enough:

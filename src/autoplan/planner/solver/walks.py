@@ -95,7 +95,7 @@ class Walks:
 
 def _eliminated(model: Model, last: Sequence[int] = ()) -> Elimination:
     engine = Elimination(model, 1 << BITS, LARGEST_TABLE, last)  # a scale of 1: costs are integers, and nothing has a price
-    engine.improve(True)
+    engine.improve(1)
     return engine
 
 
