@@ -63,7 +63,7 @@ class SharedBound:
         try:
             self.below = self._rounds(everything, None, Elimination)
         except TooWide:
-            shares_do = self.problem.limits or self.problem.strategies <= LARGEST_BY_SHARES
+            shares_do = self.problem.strategies <= LARGEST_BY_SHARES
             self.below = self._rounds(everything, None, Passing) if shares_do else self._whole()
 
     def within(self, threshold: int) -> Bound | None:

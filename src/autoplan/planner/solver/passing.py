@@ -17,11 +17,48 @@ from time import perf_counter
 
 import numpy as np
 
-from autoplan.planner.solver.model import FORBIDDEN, Array, Model
+from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model
 from autoplan.planner.solver.priced import CAP, Priced
 
 FEW, SOME, MANY = 3, 15, 150  # sweeps, at most: between two moves of prices, before the first, and once prices are settled
+WORTH_GROUPING = 10_000  # entries of an edge: with fewer, looking for strategies that are alike does not pay
 AT_ONCE = 4_000  # entries: fans of no more are handed on at once, others edge by edge, since what is copied must stay near
+
+
+@dataclass(slots=True)
+class _Groups:
+    """An edge between nodes of which many strategies are alike to the other: where an output is, not how it came to be there."""
+
+    order: Array  # the node's strategies, group by group
+    starts: Array  # [group], in that order
+    first: tuple[Array, Array]  # [group], a strategy of each, of the node and of the other
+    of_row: Array  # [row], the group of each strategy of the other
+    matrix: Array  # [group, group of the other]
+
+    @classmethod
+    def of(cls, edge: Edge, matrix: Array) -> _Groups | None:
+        """The groups, if they are few; `matrix` is what the edge is charged."""
+        if matrix.size < WORTH_GROUPING:
+            return None
+        layers = [edge.cost, *edge.usage.values()]
+        own, row = _alike(layers), _alike([layer.T for layer in layers])
+        first = np.unique(own, return_index=True)[1], np.unique(row, return_index=True)[1]
+        if 2 * len(first[0]) * len(first[1]) > matrix.size:
+            return None
+        order = np.argsort(own, kind="stable")
+        starts = np.searchsorted(own[order], np.arange(len(first[0])))
+        return cls(order, starts, first, row, matrix[np.ix_(*first)])
+
+    def messages(self, own: Array) -> Array:
+        """To every strategy of the other node, where `own` came from the node's."""
+        most = np.maximum.reduceat(own[self.order], self.starts)
+        return np.minimum.reduce(self.matrix - most[:, None], 0)[self.of_row]
+
+
+def _alike(layers: list[Array]) -> Array:
+    """[row]: the number of the first rows that are the same in every layer, counted without gaps."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(b"".join(row.tobytes() for row in rows), len(seen)) for rows in zip(*layers, strict=True)])
 
 
 @dataclass(slots=True)
@@ -35,6 +72,7 @@ class _Fan:
     starts: Array  # [edge], its first row
     theta: Array  # [row], where the costs of the other node's strategies are
     back: Array  # [row], where the messages to them are
+    groups: list[_Groups | None]  # [edge], where strategies are alike
 
     def rows(self, other: int) -> slice:
         """The rows of an edge."""
@@ -84,7 +122,12 @@ class Passing:
         none = np.zeros(0, dtype=np.int64)
         starts = np.cumsum([0, *rows])[:-1]
         edge = np.repeat(np.arange(len(rows)), rows)
-        return _Fan(others, matrix, own, edge, starts, np.concatenate([none, *theta]), np.concatenate([none, *back]))
+        groups = [_Groups.of(self._seen(u, w), self.priced.edge(u, w)) for w in others]
+        return _Fan(others, matrix, own, edge, starts, np.concatenate([none, *theta]), np.concatenate([none, *back]), groups)
+
+    def _seen(self, u: int, w: int) -> Edge:
+        """The edge between two nodes, a row for each strategy of the first."""
+        return self.model.edges[u, w] if u < w else self.model.edges[w, u].seen_from_second()
 
     @property
     def model(self) -> Model:
@@ -145,14 +188,17 @@ class Passing:
         share = theta // max(len(self.later[u].others), len(self.earlier[u].others))
         own = fan.own
         own -= share
-        if len(own) == 1:
-            messages = np.minimum.reduce(fan.matrix - own[0][:, None], 0)
-        elif fan.matrix.size <= AT_ONCE:
+        if len(own) > 1 and fan.matrix.size <= AT_ONCE:
             messages = np.minimum.reduce(fan.matrix - own.T[:, fan.edge], 0)
         else:
             ends = [*fan.starts[1:].tolist(), len(fan.edge)]
-            pieces = zip(fan.starts.tolist(), ends, own, strict=True)
-            messages = np.concatenate([np.minimum.reduce(fan.matrix[:, start:end] - to[:, None], 0) for start, end, to in pieces])
+            pieces = zip(fan.starts.tolist(), ends, own, fan.groups, strict=True)
+            messages = np.concatenate(
+                [
+                    groups.messages(to) if groups is not None else np.minimum.reduce(fan.matrix[:, start:end] - to[:, None], 0)
+                    for start, end, to, groups in pieces
+                ]
+            )
         self.costs[fan.theta] += messages - self.messages[fan.back]
         self.messages[fan.back] = messages
         theta -= share * len(own)
@@ -177,7 +223,7 @@ class Passing:
         """Go on with a model of the same nodes, strategies and edges, without prices; what the messages have moved stays moved."""
         before = list(self.priced.nodes)
         self.priced.set_model(model)
-        self._recharge(range(len(before)), before, model.edges)
+        self._recharge(range(len(before)), before, model.edges, regroup=True)
         self.conditional = [np.full(len(costs), -FORBIDDEN) for costs in model.costs]
 
     def set_prices(self, rows: Array, *, whole: bool = False) -> None:
@@ -186,14 +232,20 @@ class Passing:
         self.priced.set_prices(rows, whole=whole)
         self._recharge(self.priced.charged_nodes, before, self.priced.charged_edges)
 
-    def _recharge(self, nodes: Iterable[int], before: list[Array], edges: Collection[tuple[int, int]]) -> None:
+    def _recharge(self, nodes: Iterable[int], before: list[Array], edges: Collection[tuple[int, int]], *, regroup: bool = False) -> None:
         """Take over what nodes, charged as `before`, and edges are charged now."""
         for u in nodes:
             self.theta[u] += self.priced.nodes[u] - before[u]
         for u, w in edges:
             matrix = self.priced.edges[u, w]
-            self.later[u].matrix[:, self.later[u].rows(w)] = matrix
-            self.earlier[w].matrix[:, self.earlier[w].rows(u)] = matrix.T
+            for fan, own, other, charged in ((self.later[u], u, w, matrix), (self.earlier[w], w, u, matrix.T)):
+                fan.matrix[:, fan.rows(other)] = charged
+                number = fan.others.index(other)
+                groups = fan.groups[number]
+                if regroup:
+                    fan.groups[number] = _Groups.of(self._seen(own, other), charged)
+                elif groups is not None:
+                    groups.matrix = charged[np.ix_(*groups.first)]
         self._pull(edges)
 
     def _pull(self, edges: Iterable[tuple[int, int]]) -> None:
