@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from random_models import choices, peaks, random_model
 
+from autoplan.planner.solver import passing
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import Edge, Model, Span
@@ -132,3 +133,32 @@ def test_prices_too_high_to_count_with_do_not_break_the_bound(engine: Engine) ->
     model = Model([np.array([0, 5]), np.array([0, 9])], [heavy, heavy], {}, np.array([500]), 10**12)
     below = bound(engine(model, 1), np.zeros(1), lambda choice, used: None, None)
     assert 10**12 <= below.value <= min(choices(model).values()) == 10**12 + 5
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_strategies_that_are_alike_send_one_message_and_are_bounded_as_if_each_sent_its_own(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, model = np.random.default_rng(seed), random_model(seed)
+    copies = [random.integers(0, len(costs), 4 * len(costs)) for costs in model.costs]
+    alike = Model(
+        [costs[of] + random.integers(0, 3, len(of)) for costs, of in zip(model.costs, copies, strict=True)],
+        [{span: amounts[of] for span, amounts in usage.items()} for usage, of in zip(model.usage, copies, strict=True)],
+        {
+            (u, w): Edge(edge.cost[copies[u]][:, copies[w]], {s: amounts[copies[u]][:, copies[w]] for s, amounts in edge.usage.items()})
+            for (u, w), edge in model.edges.items()
+        },
+        model.limits,
+        model.constant,
+    )
+
+    def bounded() -> tuple[int, list[list[int]], list[float]]:
+        below = cost_bound(alike, Passing)
+        return below.value, [costs.tolist() for costs in below.conditional], below.prices.tolist()
+
+    monkeypatch.setattr(passing, "AT_ONCE", 0)  # edge by edge
+    each = bounded()
+    monkeypatch.setattr(passing, "WORTH_GROUPING", 1)
+    grouped = [groups for fan in Passing(alike, MAGNITUDE).later for groups in fan.groups]
+    assert any(grouped) or not model.edges
+    assert bounded() == each
