@@ -4,8 +4,8 @@
 
 Settings: `hand:KIND` with KIND one of ddp, fsdp, tp, fsdp+tp, each compiled layer by layer, `/head` with norm, head and loss as one
 compiled function too; `floor`, one GPU alone with its share of the batch, likewise compiled; `LAYOUT` runs the plan SIZE-LAYOUT.yaml of
-`plans-two/` or `plans-four/`, `/ahead` with gathers and reductions one piece ahead, `/recompute` with all layers recomputed. `/eager`
-compiles nothing.
+`plans-two/` or `plans-four/`, `/ahead` with gathers and reductions one piece ahead, `/recompute` with all layers recomputed, `/kept` with
+none by hand even where the size does so. `/eager` compiles nothing.
 
 All settings of a size are built first and then measured in turns of some steps. One JSON object a line for every setting: the median
 and the least of the timed steps, each between two synchronisations of all ranks; how long building and the first step took (what an
@@ -259,7 +259,7 @@ def build(name: str, size: str, options: argparse.Namespace, place: Place) -> Ca
 def hand_step(kind: str, marks: Sequence[str], size: str, place: Place) -> Step:
     """One step of a hand-written recipe."""
     compiled, alone = "eager" not in marks, kind == "floor"
-    recompute = size in RECOMPUTED or "recompute" in marks
+    recompute = (size in RECOMPUTED and "kept" not in marks) or "recompute" in marks
     recipe = Recipe("alone" if alone else kind, compiled, compiled and (alone or "head" in marks), recompute)
     shape = {"tp": (1, place.ranks), "fsdp+tp": (place.ranks // 2, 2)}.get(kind, (place.ranks, 1))
     mesh = place.mesh(*shape)
