@@ -33,7 +33,7 @@ def cheapest_overlapped(
     time limit passes before any plan is found.
     """
     prices = start.terms.prices
-    if not (prices.trains and prices.hardware.hides and prices.prefixes):
+    if not prices.hides:
         return cheapest([start], limit_bytes, time_limit_s, hint=hint, on_progress=on_progress)
     deadline = perf_counter() + time_limit_s
     weights = _Weights(sorted(prices.prefixes))

@@ -68,6 +68,11 @@ class Prices:
         """How many parameters travel together in each block."""
         return Counter(block_of(parameter.fqn, self.prefixes) for parameter in self.graph.parameters)
 
+    @property
+    def hides(self) -> bool:
+        """Whether parameters of blocks may travel while blocks compute."""
+        return bool(self.trains and self.hardware.hides and self.prefixes)
+
     @cached_property
     def prefixes(self) -> frozenset[str]:
         """Of the repeated blocks."""

@@ -27,6 +27,7 @@ from autoplan.planner.problem import NoneCheaper, Problem, Solution, cost_of, ev
 from autoplan.planner.shares import SharedBound, Shares
 from autoplan.planner.solve import smallest_memory, solve
 from autoplan.planner.solver.bound import Bound
+from autoplan.planner.solver.core import in_full
 from autoplan.planner.solver.search import UNLIMITED
 
 FIRST_SHARE = 0.5  # of the time that is left: what single numbers may take while no plan is known
@@ -278,7 +279,7 @@ class _Cheapest:
         if found is None:
             return None
         if isinstance(found, Solution):
-            self._meet(family, open_.box.least, _full(found.choice, open_.kept))
+            self._meet(family, open_.box.least, in_full(found.choice, open_.kept))
             if found.status != "optimal" and share == 1.0:
                 self.deadline = perf_counter()  # cut short, be it by the user
         bound = max(open_.bound, found.bound)
@@ -306,7 +307,7 @@ class _Cheapest:
         k = box.longest
         first = box.least[k] + ceil(share * (box.most[k] - box.least[k]))
         for number in range(first, min(first + 2, box.most[k] + 1)):  # one more, since the ends are rounded down
-            if self._meet(family, box.part(k, number, number).most, _full(choice, kept)):
+            if self._meet(family, box.part(k, number, number).most, in_full(choice, kept)):
                 return
 
     def _outcome(self) -> Outcome | None:
@@ -316,11 +317,6 @@ class _Cheapest:
         bound = self.cost if self.given_up is None else min(self.cost, self.given_up)
         status = "optimal" if self.cost - bound < self.tie else "feasible"
         return Outcome(numbers, family.fixed(numbers), Solution(choice, self.cost, bound, status), self._shares())
-
-
-def _full(choice: Sequence[int], kept: Kept) -> tuple[int, ...]:
-    """A choice among the strategies that were kept, in the problem's own numbers."""
-    return tuple(int(strategies[s]) for strategies, s in zip(kept, choice, strict=True))
 
 
 def _fitting(problem: Problem, time_limit_s: float) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ import numpy as np
 from autoplan.planner.pairwise import Modeller, known_costs, model_of, price_of
 from autoplan.planner.problem import Problem, ProblemValue, evaluate
 from autoplan.planner.solver.bound import Bound, bound
-from autoplan.planner.solver.core import chosen_from, engine_for, glance
+from autoplan.planner.solver.core import chosen_from, engine_for, glance, in_full
 from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import Elimination, TooWide
 from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span
@@ -63,8 +63,8 @@ class SharedBound:
         try:
             self.below = self._rounds(everything, None, Elimination)
         except TooWide:
-            shares_do = self.problem.strategies <= LARGEST_BY_SHARES
-            self.below = self._rounds(everything, None, Passing) if shares_do else self._whole()
+            is_wide = self.problem.strategies > LARGEST_BY_SHARES
+            self.below = self._whole() if is_wide else self._rounds(everything, None, Passing)
 
     def within(self, threshold: int) -> Bound | None:
         """Closer bounds on the choices of at most `threshold`, None where too many strategies are left for that."""
@@ -103,7 +103,7 @@ class SharedBound:
         magnitude = max(map(glance, models))
         engines = [Passing(model, magnitude) for model in models]
         below = bound(
-            engines[0] if len(engines) == 1 else Either(engines),
+            _together(engines),
             np.zeros(len(models[0].limits)),
             lambda choice, used: self._met(choice[: len(self.problem.nodes)]),
             self.deadline,
@@ -130,12 +130,7 @@ class SharedBound:
             else:
                 magnitude = max(map(glance, models))
                 engines = [engine(model, magnitude) for model in models]
-            below = bound(
-                engines[0] if len(engines) == 1 else Either(engines),
-                prices,
-                lambda choice, used: self._met(_among_all(alive, choice)),
-                self.deadline,
-            )
+            below = bound(_together(engines), prices, lambda choice, used: self._met(in_full(choice, alive)), self.deadline)
             if best is None or below.value > best.value + abs(best.value) * CLOSE:
                 good, prices = self.shares, below.prices
             else:
@@ -166,15 +161,15 @@ class SharedBound:
         return self.cost
 
 
+def _together(engines: Sequence[Passing | Elimination]) -> Passing | Elimination | Either:
+    return engines[0] if len(engines) == 1 else Either(engines)
+
+
 def _stronger(first: Bound, second: Bound) -> Bound:
     """Both bounds in one, each where it is higher."""
     pairs = zip(first.conditional, second.conditional, strict=True)
     value = max(first.value, second.value)
     return Bound(value, tuple(np.maximum(a, b) for a, b in pairs), second.prices if second.value == value else first.prices)
-
-
-def _among_all(alive: Sequence[Array], chosen: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(kept[s]) for kept, s in zip(alive, chosen, strict=True))
 
 
 def _among(model: Model, alive: Sequence[Array]) -> Model:
@@ -207,7 +202,7 @@ class Shares:
 
     def among(self, readers: Sequence[int]) -> Shares:
         """The shares of only these readers, who pay the whole among them."""
-        return Shares(*(_whole(shares[list(readers)]) for shares in (self.backward, self.forward, self.kept)))
+        return Shares(*(_adding_up(shares[list(readers)]) for shares in (self.backward, self.forward, self.kept)))
 
     def moved(self, value: ProblemValue, choice: Sequence[int], step: float) -> Shares:
         """A part of the way to charging only the readers that use a state, where any does."""
@@ -217,7 +212,7 @@ class Shares:
         return Shares(_moved(self.backward, states, step), _moved(self.forward, classes, step), _moved(self.kept, keeping, step))
 
 
-def _whole(shares: Array) -> Array:
+def _adding_up(shares: Array) -> Array:
     """Shares that add up to 1 in every column, in proportion; equal ones where there are none."""
     total = shares.sum(0)
     return np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / len(shares))

@@ -67,8 +67,7 @@ class _Bounding:
     def __init__(self, start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes: int) -> None:
         self.start, self.found, self.runs = start, found, runs
         prices, folded = start.terms.prices, start.terms
-        waits = prices.trains and prices.hardware.hides and prices.prefixes
-        waiting = (found.waiting or dict.fromkeys(sorted(prices.prefixes), 0.0)) if waits else None
+        waiting = (found.waiting or dict.fromkeys(sorted(prices.prefixes), 0.0)) if prices.hides else None
 
         def split(parts: Sequence[BlockRun]) -> Built:
             terms = split_terms(start.terms, parts)

@@ -47,7 +47,7 @@ class Way:
     def back(self, choice: Sequence[int]) -> tuple[int, ...]:
         """The choice of the model at the beginning."""
         for kept, trail in reversed(self.legs):
-            choice = tuple(int(keep[s]) for keep, s in zip(kept, trail.expand(choice), strict=True))
+            choice = in_full(trail.expand(choice), kept)
         return tuple(choice)
 
 
@@ -57,6 +57,11 @@ def restricted(model: Model, below: Bound, threshold: int) -> tuple[Model, list[
     if not all(map(len, kept)):
         raise Infeasible
     return chosen_from(model, kept), kept
+
+
+def in_full(choice: Sequence[int], kept: Sequence[Array]) -> tuple[int, ...]:
+    """A choice among the strategies that were kept of each node, in their former numbers."""
+    return tuple(int(strategies[s]) for strategies, s in zip(kept, choice, strict=True))
 
 
 def chosen_from(model: Model, kept: Sequence[Array]) -> Model:

@@ -7,7 +7,7 @@ choices that use it. All in integers, as in `passing`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from math import prod
 from types import EllipsisType
@@ -27,7 +27,7 @@ class TooWide(Exception):
 
 
 @dataclass(slots=True)
-class _Step:
+class Step:
     """Taking out `node`: its table has an axis for each node of `scope`, all taken out later, and the last for its own strategies."""
 
     node: int
@@ -123,7 +123,7 @@ class Elimination:
                 above[child] = minima[whose].transpose(_order(whose, scope)) - self.results[child]
         return [self.priced.unscaled_all(costs) for costs in least]
 
-    def _minima(self, step: _Step, above: Array) -> dict[tuple[int, ...], Array]:
+    def _minima(self, step: Step, above: Array) -> dict[tuple[int, ...], Array]:
         """The least that the table of `step` together with what is `above` has by the axes of each child, or by the node alone."""
         axes = (*step.scope, step.node)
         scopes = [self.steps[child].scope for child in step.children] or [(step.node,)]
@@ -136,15 +136,15 @@ class Elimination:
                 np.minimum(table.min(tuple(axis for axis, node in enumerate(axes) if node not in some)), here, out=here)
         return found
 
-    def _tables(self, step: _Step) -> Iterator[tuple[slice | EllipsisType, Array]]:
+    def _tables(self, step: Step) -> Iterator[tuple[slice | EllipsisType, Array]]:
         """The table of a step in parts of its first axis, since a whole one may not fit in a cache, or at all."""
         axes = (*step.scope, step.node)
         shape = self._shape(axes)
         total: dict[frozenset[int], Array] = {}
         for among, array in self._addends(step):
-            spread = self._spread(array, among, axes)
+            wide = spread(array, among, axes)
             key = frozenset(among)
-            total[key] = total[key] + spread if key in total else spread
+            total[key] = total[key] + wide if key in total else wide
         fixed = [array for key, array in total.items() if axes[0] not in key or not step.scope]
         moving = [array for key, array in total.items() if axes[0] in key and step.scope]
         base = sum(fixed[1:], start=fixed[0])
@@ -160,7 +160,7 @@ class Elimination:
                 table += array[part]
             yield part, table
 
-    def _addends(self, step: _Step) -> Iterator[tuple[tuple[int, ...], Array]]:
+    def _addends(self, step: Step) -> Iterator[tuple[tuple[int, ...], Array]]:
         """What adds up to the table of a step, each with the nodes that it has axes for."""
         yield (step.node,), self.priced.nodes[step.node]
         for other in step.edges:
@@ -171,10 +171,12 @@ class Elimination:
     def _shape(self, axes: Sequence[int]) -> tuple[int, ...]:
         return tuple(self.sizes[node] for node in axes)
 
-    def _spread(self, array: Array, among: Sequence[int], axes: Sequence[int]) -> Array:
-        """The array, which has axes for the nodes `among`, with its axes where `axes` has them."""
-        array = array.transpose(_order(among, [node for node in axes if node in among]))
-        return array.reshape([self.sizes[node] if node in among else 1 for node in axes])
+
+def spread(array: Array, among: Sequence[int], axes: Sequence[int]) -> Array:
+    """The array, which has axes for the nodes `among`, with its axes where `axes` has them."""
+    sizes = dict(zip(among, array.shape, strict=True))
+    array = array.transpose(_order(among, [node for node in axes if node in sizes]))
+    return array.reshape([sizes.get(node, 1) for node in axes])
 
 
 def _order(have: Sequence[int], want: Sequence[int]) -> list[int]:
@@ -182,17 +184,18 @@ def _order(have: Sequence[int], want: Sequence[int]) -> list[int]:
     return [list(have).index(node) for node in want]
 
 
-def _plan(model: Model, sizes: Sequence[int], largest: int, last: Collection[int] = ()) -> list[_Step]:
+def _plan(model: Model, sizes: Sequence[int], largest: int, last: Collection[int] = ()) -> list[Step]:
     """The order in which to take nodes out: always the one whose table is smallest, but `last` behind all others."""
-    near = {u: set(around) for u, around in enumerate(model.neighbours())}
-    edges = {u: set(around) for u, around in near.items()}
+    neighbours = model.neighbours()
+    near = {u: set(around) for u, around in enumerate(neighbours)}
 
     def table(u: int) -> float:
         return prod((float(sizes[w]) for w in near[u]), start=float(sizes[u]))
 
     weight = {u: table(u) for u in near}
-    steps, total, gone = [], 0.0, set()
-    scopes: list[tuple[int, set[int]]] = []
+    total = 0.0
+    order: list[int] = []
+    scopes: list[set[int]] = []
     while near:
         u = min(weight, key=lambda node: (node in last, weight[node], node))
         total += weight[u]
@@ -200,18 +203,24 @@ def _plan(model: Model, sizes: Sequence[int], largest: int, last: Collection[int
             raise TooWide
         around = near.pop(u)
         del weight[u]
-        steps.append(u)
-        scopes.append((u, around))
-        gone.add(u)
+        order.append(u)
+        scopes.append(around)
         for w in around:
             near[w] |= around
             near[w] -= {w, u}
         for w in around:
             weight[w] = table(w)
-    position = {u: number for number, u in enumerate(steps)}
-    planned = [_Step(u, tuple(sorted(around, key=position.__getitem__))) for u, around in scopes]
-    for number, step in enumerate(planned):
-        step.edges = [w for w in step.scope if w in edges[step.node]]
+    return steps_of(order, scopes, neighbours)
+
+
+def steps_of(order: Sequence[int], scopes: Sequence[Set[int]], near: Sequence[Collection[int]]) -> list[Step]:
+    """The steps that take out nodes in this order, each with the neighbours that it has then, but those that are never taken out."""
+    position = {u: number for number, u in enumerate(order)}
+    steps = []
+    for u, scope in zip(order, scopes, strict=True):
+        later = tuple(sorted((w for w in scope if w in position), key=position.__getitem__))
+        steps.append(Step(u, later, [w for w in later if w in near[u]]))
+    for number, step in enumerate(steps):
         if step.scope:
-            planned[position[step.scope[0]]].children.append(number)
-    return planned
+            steps[position[step.scope[0]]].children.append(number)
+    return steps

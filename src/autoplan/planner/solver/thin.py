@@ -7,27 +7,17 @@ neighbours stays as it is instead, and the graph around it falls apart.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from math import log
 from random import Random
 
 import numpy as np
 
+from autoplan.planner.solver.eliminate import spread, steps_of
 from autoplan.planner.solver.model import FORBIDDEN, Array
 
 JITTER = 0.5  # of the logarithm of a table's size, at random, so that parts differ
 LEAST_DEGREE = 0.3  # what a degree counts at least when the node with the most neighbours is looked for: up to 1.3, at random
-
-
-@dataclass(slots=True)
-class _Step:
-    """Taking out `node`: its table has an axis for each node of `scope`, all taken out later, and the last for its own strategies."""
-
-    node: int
-    scope: list[int]
-    edges: list[int]  # neighbours in the scope
-    children: list[int] = field(default_factory=list)  # steps whose results come in here
 
 
 class ThinPart:
@@ -36,16 +26,10 @@ class ThinPart:
     def __init__(self, near: Sequence[Sequence[int]], sizes: Sequence[int], random: Random, largest: int) -> None:
         """`near` are the neighbours, `sizes` the strategies of each node, `largest` is how many entries a table may have."""
         order, scopes = _take_out(near, sizes, random, largest)
-        position = {u: number for number, u in enumerate(order)}
         self.sizes = sizes
-        self.is_fixed = np.array([u not in position for u in range(len(near))], dtype=bool)
-        self.steps: list[_Step] = []
-        for u, scope in zip(order, scopes, strict=True):
-            later = sorted((w for w in scope if w in position), key=position.__getitem__)
-            self.steps.append(_Step(u, later, [w for w in later if w in near[u]]))
-        for number, step in enumerate(self.steps):
-            if step.scope:
-                self.steps[position[step.scope[0]]].children.append(number)
+        self.is_fixed = np.ones(len(near), dtype=bool)
+        self.is_fixed[order] = False
+        self.steps = steps_of(order, scopes, near)
 
     def choose(self, choice: Array, alone: Callable[[int, Array], Array], edge: Callable[[int, int], Array]) -> None:
         """Write the best strategies of all nodes but the fixed into `choice`.
@@ -55,25 +39,20 @@ class ThinPart:
         tables: list[Array] = []
         results: list[Array] = []
         for step in self.steps:
-            axes = [*step.scope, step.node]
+            axes = (*step.scope, step.node)
             table = np.empty([self.sizes[u] for u in axes], dtype=np.int64)
             table[...] = alone(step.node, self.is_fixed)
             for w in step.edges:
-                table += edge(w, step.node).reshape(self._spread(axes, (w, step.node)))
+                table += spread(edge(w, step.node), (w, step.node), axes)
             np.minimum(table, FORBIDDEN, out=table)
             for child in step.children:
-                scope = self.steps[child].scope
-                order = [scope.index(u) for u in axes if u in scope]
-                table += results[child].transpose(order).reshape(self._spread(axes, scope))
+                table += spread(results[child], self.steps[child].scope, axes)
                 np.minimum(table, FORBIDDEN, out=table)
             least = table.min(-1)
             results.append(least - least.min())
             tables.append(table)
         for step, table in zip(reversed(self.steps), reversed(tables), strict=True):
-            choice[step.node] = table[tuple(choice[step.scope])].argmin()
-
-    def _spread(self, axes: Sequence[int], among: Sequence[int]) -> list[int]:
-        return [self.sizes[u] if u in among else 1 for u in axes]
+            choice[step.node] = table[tuple(choice[list(step.scope)])].argmin()
 
 
 def _take_out(near: Sequence[Sequence[int]], sizes: Sequence[int], random: Random, largest: int) -> tuple[list[int], list[set[int]]]:

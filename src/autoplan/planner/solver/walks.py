@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from autoplan.planner.solver.core import chosen_from
+from autoplan.planner.solver.core import chosen_from, in_full
 from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model
 from autoplan.planner.solver.priced import BITS, CAP
@@ -104,7 +104,7 @@ def _inside(link: Link, entry: int, exit_: int) -> tuple[int, ...]:
     kept = [np.arange(len(costs)) for costs in link.model.costs]
     kept[link.entry], kept[link.exit] = np.array([entry]), np.array([exit_])
     chosen = _eliminated(chosen_from(link.model, kept)).decode()
-    return tuple(int(strategies[s]) for strategies, s in zip(kept, chosen, strict=True))
+    return in_full(chosen, kept)
 
 
 def _between(model: Model, first: int, last: int) -> Array:
