@@ -6,6 +6,7 @@
     mesh: 2x4
     hardware: h200-sxm                      # or a profile's file, relative to this one
     precision: bf16
+    compile: true                           # steps run through torch.compile
 
 Every key but `target` may be left out; flags of the command line override the file.
 """
@@ -46,6 +47,7 @@ class Request:
     pins: str | tuple[Any, ...] = ()  # a pins file, or its entries
     seed: int = 0
     rules: str | None = None  # a file or module that registers rules
+    compile: bool = False  # steps run through torch.compile
 
     def __post_init__(self) -> None:
         for name, allowed in (("mode", MODES), ("precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
@@ -93,8 +95,9 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "pins": (str, list),
     "seed": (int,),
     "rules": (str,),
+    "compile": (bool,),
 }
-_NAMES = {str: "a text", int: "a whole number", float: "a number", dict: "a mapping", list: "a list"}
+_NAMES = {str: "a text", int: "a whole number", float: "a number", dict: "a mapping", list: "a list", bool: "true or false"}
 assert {"settings" if key == "set" else key for key in _KINDS} == {f.name for f in fields(Request)}
 
 
@@ -150,7 +153,7 @@ def _check(root: Node, report: Report) -> dict[str, Any]:
             close = difflib.get_close_matches(key, _KINDS, 1)
             step = f"did you mean {close[0]}?" if close else f"known: {', '.join(_KINDS)}"
             report.add(f"unknown key {key!r} in a request", node.line, step)
-        elif not isinstance(value, _KINDS[key]) or isinstance(value, bool):
+        elif not isinstance(value, _KINDS[key]) or isinstance(value, bool) != (_KINDS[key] == (bool,)):
             report.add(f"{key}: {value!r} is not {' or '.join(_NAMES[kind] for kind in _KINDS[key])}", node.line)
         else:
             given[key] = value

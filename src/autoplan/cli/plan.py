@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Refuse ops without a rule.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Recorded in the plan: of weights and dropout.")
 @click.option("--keep-outputs", is_flag=True, help="Return all outputs beside the loss.")
+@click.option("--compile", is_flag=True, default=None, help="Steps will run through torch.compile; predict such steps.")
 @json_option
 @reported
 def plan(
@@ -134,6 +135,7 @@ class Order:
             memory_gib=_positive("--memory-gib", request.memory_gib),
             seed=request.seed,
             keep_outputs=self.keep_outputs,
+            compile=request.compile,
         )
 
 

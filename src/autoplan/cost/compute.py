@@ -11,7 +11,9 @@ from dataclasses import replace
 
 from autoplan.cost.attention import attention_cost, attention_flops
 from autoplan.cost.communication import collective_seconds
+from autoplan.cost.compiled import accumulation_bytes, fused_cost
 from autoplan.cost.families import ATTENTION, BATCH_NORMS, is_view, needs_backward, op_name, spec_bytes
+from autoplan.cost.fusion import Fused
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.matmul import matmul_cost, product_of
 from autoplan.cost.passes import channel_bytes, passes_of, row_bytes, view_backward_seconds
@@ -27,14 +29,21 @@ IMBALANCE = 1.25
 (Fedus et al. 2022, section 2.2) leaves each expert. It depends on the data, so no plan can know it."""
 
 
-def call_seconds(call: Call, hardware: Hardware, accumulated: frozenset[int] = frozenset()) -> ComputeCost:
+def call_seconds(
+    call: Call, hardware: Hardware, accumulated: frozenset[int] = frozenset(), fused: Fused | None = None
+) -> ComputeCost:
     """What a call of LOCAL shapes costs on one device, forward and backward.
 
     `accumulated` are operands with another reader whose gradient is there already: adding to it is one more kernel
-    (see `primitives.accumulated_operands`).
+    (see `primitives.accumulated_operands`). `fused` says how it takes part in a compiled piece; None for eager.
     """
-    cost = _cost(call, hardware)
-    extra = sum(hardware.copy_seconds(3 * spec_bytes(call.operands[k])) for k in accumulated if call.operands[k].needs_grad)
+    if fused is None:
+        cost = _cost(call, hardware)
+        extra = sum(hardware.copy_seconds(3 * spec_bytes(call.operands[k])) for k in accumulated if call.operands[k].needs_grad)
+    else:
+        cost = fused_cost(call, fused, hardware) if fused.fuses else _cost(call, hardware)
+        inside, alone = accumulation_bytes(call, fused, accumulated)
+        extra = inside / hardware.compute.bytes_per_s + hardware.copy_seconds(alone)
     if not extra or not needs_backward(call):
         return cost
     return ComputeCost(cost.forward_s, cost.backward_s + extra, cost.forward_flops, cost.backward_flops)
@@ -60,7 +69,12 @@ def local_call(call: Call, strategy: Strategy, mesh: Mesh) -> Call:
 
 
 def strategy_seconds(
-    call: Call, strategy: Strategy, mesh: Mesh, hardware: Hardware, accumulated: frozenset[int] = frozenset()
+    call: Call,
+    strategy: Strategy,
+    mesh: Mesh,
+    hardware: Hardware,
+    accumulated: frozenset[int] = frozenset(),
+    fused: Fused | None = None,
 ) -> ComputeCost:
     """What a call of GLOBAL shapes costs each device under `strategy`, with the collectives inside its local implementation.
 
@@ -68,7 +82,7 @@ def strategy_seconds(
     logit), or two for each channel (batch norm: mean and variance, gathered; two sums of gradients). Experts exchange the rows.
     """
     local = local_call(call, strategy, mesh)
-    cost = call_seconds(local, hardware, accumulated)
+    cost = call_seconds(local, hardware, accumulated, fused)
     inside = strategy.inside()
     if not inside:
         return cost

@@ -18,7 +18,16 @@ from autoplan.cost.communication import collective_seconds, step_seconds, steps_
 from autoplan.cost.hardware import GIB, Hardware
 from autoplan.cost.memory import ParameterBytes
 from autoplan.cost.moments import Moment, moments
-from autoplan.cost.primitives import extra_saved_bytes, node_seconds, node_transient_bytes, parameter_state, trains, used_copy_bytes
+from autoplan.cost.primitives import (
+    extra_saved_bytes,
+    fused_in,
+    node_seconds,
+    node_transient_bytes,
+    parameter_state,
+    savings_of,
+    trains,
+    used_copy_bytes,
+)
 from autoplan.cost.savings import Savings, kept_bytes, local_bytes
 from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.ir import Graph, Node
@@ -26,6 +35,9 @@ from autoplan.graph.segments import Segment, redistributed_inside
 from autoplan.placement import Mesh, forward_of
 from autoplan.plan.schema import CommunicationMs, MemoryGib, Options, Predicted
 from autoplan.rules.row import calls_of
+
+
+EAGER = Options()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +120,9 @@ def prediction(
 
     Of the graph's `segments` the `recomputed` run their forward once more in backward; `groups` must have been made for these.
     """
-    costs = _node_costs(assignment, hardware)
+    costs = _node_costs(assignment, hardware, options)
     compute_s = sum(cost.forward_s + cost.backward_s for cost in costs)
-    recompute_s, moved_again_s = recompute_seconds(assignment, hardware, recomputed)
+    recompute_s, moved_again_s = recompute_seconds(assignment, hardware, options, recomputed)
     moved_s = activation_seconds(assignment, hardware) + moved_again_s + parameter_seconds(assignment, groups, hardware, options)
     hidden_s = hidden_seconds(assignment, groups, hardware, options, costs, recomputed)
     exposed_s = sum(cost.inside_s for cost in costs) + moved_s - hidden_s
@@ -127,20 +139,22 @@ def prediction(
     )
 
 
-def _node_costs(assignment: Assignment, hardware: Hardware) -> list[ComputeCost]:
+def _node_costs(assignment: Assignment, hardware: Hardware, options: Options) -> list[ComputeCost]:
     graph, mesh = assignment.graph, assignment.mesh
     pairs = zip(graph.nodes, assignment.strategies, strict=True)
-    return [node_seconds(graph, node, strategy, mesh, hardware) for node, strategy in pairs]
+    return [node_seconds(graph, node, strategy, mesh, hardware, fused_in(graph, node, options)) for node, strategy in pairs]
 
 
-def recompute_seconds(assignment: Assignment, hardware: Hardware, recomputed: Sequence[Segment]) -> tuple[float, float]:
+def recompute_seconds(
+    assignment: Assignment, hardware: Hardware, options: Options, recomputed: Sequence[Segment]
+) -> tuple[float, float]:
     """Seconds of computing, and of the communication of activations, that running the forward of segments again adds."""
     graph, mesh = assignment.graph, assignment.mesh
     compute_s = moved_s = 0.0
     for segment in recomputed:
         again = nodes_again(graph, segment)
         for node in graph.nodes[again.start : again.stop]:
-            cost = node_seconds(graph, node, assignment.strategies[node.id], mesh, hardware)
+            cost = node_seconds(graph, node, assignment.strategies[node.id], mesh, hardware, fused_in(graph, node, options))
             compute_s += cost.forward_s
             moved_s += cost.inside_forward_s
         for value in redistributed_inside(graph, segment):
@@ -238,16 +252,16 @@ def peak_moment(
     parameters = sum(state.parameter for state in held) + _buffer_bytes(assignment)
     optimizer = sum(state.optimizer for state in held)
     values = [parameter.value for parameter in graph.parameters]
-    savings = Savings(graph)
+    savings = savings_of(graph, options)
     peaks: list[tuple[Moment | None, Memory]] = []
     for moment in moments(graph, segments if trains(options) else (), recomputed):
         here = Memory(
             parameters,
             sum(state.gradient for value, state in zip(values, held, strict=True) if moment.has_gradient(graph, value)),
             optimizer,
-            sum(_kept_bytes(assignment, savings, moment).values()),
+            sum(_kept_bytes(assignment, savings, moment, options).values()),
             gathered_bytes(assignment, groups, options, moment),
-            transient_bytes_of(assignment, moment.at_work),
+            transient_bytes_of(assignment, moment.at_work, options),
         )
         peaks.append((moment, here))
     peaks.append((None, Memory(parameters, sum(state.gradient for state in held), optimizer)))
@@ -263,19 +277,20 @@ def largest_holders(assignment: Assignment, hardware: Hardware, options: Options
         found[parameter.fqn] = state.parameter + state.optimizer + (state.gradient if has_gradient else 0)
     if moment is None:
         return found
-    return found | _kept_bytes(assignment, Savings(graph), moment)
+    return found | _kept_bytes(assignment, savings_of(graph, options), moment, options)
 
 
-def activation_bytes(assignment: Assignment, moment: Moment | None = None) -> int:
+def activation_bytes(assignment: Assignment, moment: Moment | None = None, options: Options = EAGER) -> int:
     """Bytes kept from forward to backward: each tensor once, a redistributed copy as its own, and what ops keep beside.
 
     At a later moment of the backward, what is left of them.
     """
     graph = assignment.graph
-    return sum(_kept_bytes(assignment, Savings(graph), moment or Moment(len(graph.nodes), ())).values())
+    kept = _kept_bytes(assignment, savings_of(graph, options), moment or Moment(len(graph.nodes), ()), options)
+    return sum(kept.values())
 
 
-def _kept_bytes(assignment: Assignment, savings: Savings, moment: Moment) -> dict[str, int]:
+def _kept_bytes(assignment: Assignment, savings: Savings, moment: Moment, options: Options) -> dict[str, int]:
     """Bytes of activations at a moment, by the address of the value that is kept or of the op that keeps something beside."""
     graph, mesh = assignment.graph, assignment.mesh
     kept, found = savings.at(moment), Counter[str]()
@@ -284,7 +299,8 @@ def _kept_bytes(assignment: Assignment, savings: Savings, moment: Moment) -> dic
         found[value.address] += kept_bytes(graph, value.id, kept, assignment.produced[value.id], needs, mesh)
     for node in graph.nodes:
         if moment.keeps(node):
-            found[node.address] += extra_saved_bytes(calls_of(graph)[node.id], assignment.strategies[node.id], mesh)
+            beside = extra_saved_bytes(calls_of(graph)[node.id], assignment.strategies[node.id], mesh, compiled=options.compile)
+            found[node.address] += beside
     return {address: nbytes for address, nbytes in found.items() if nbytes}
 
 
@@ -332,11 +348,14 @@ def _group_bytes(assignment: Assignment, group: GatherGroup, options: Options) -
     return used, kept, gradients
 
 
-def transient_bytes_of(assignment: Assignment, at_work: Segment | None = None) -> int:
+def transient_bytes_of(assignment: Assignment, at_work: Segment | None = None, options: Options = EAGER) -> int:
     """Bytes of the largest temporaries of any op, or of any op of a segment."""
     graph, mesh = assignment.graph, assignment.mesh
     nodes = graph.nodes if at_work is None else graph.nodes[at_work.nodes.start : at_work.nodes.stop]
-    return max((node_transient_bytes(calls_of(graph)[node.id], assignment.strategies[node.id], mesh) for node in nodes), default=0)
+    calls, strategies = calls_of(graph), assignment.strategies
+    return max(
+        (node_transient_bytes(calls[node.id], strategies[node.id], mesh, fused_in(graph, node, options)) for node in nodes), default=0
+    )
 
 
 def _buffer_bytes(assignment: Assignment) -> int:
@@ -349,9 +368,10 @@ def _buffer_bytes(assignment: Assignment) -> int:
     )
 
 
-def fallback_seconds(assignment: Assignment, node: Node, hardware: Hardware) -> float:
+def fallback_seconds(assignment: Assignment, node: Node, hardware: Hardware, options: Options = EAGER) -> float:
     """Seconds that an op without a rule adds to a step by running on every device instead of being split evenly."""
-    cost = node_seconds(assignment.graph, node, assignment.strategies[node.id], assignment.mesh, hardware)
+    fused = fused_in(assignment.graph, node, options)
+    cost = node_seconds(assignment.graph, node, assignment.strategies[node.id], assignment.mesh, hardware, fused)
     return cost.seconds * (1 - 1 / assignment.mesh.size)
 
 

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from math import prod
 
 from autoplan.cost.communication import steps_seconds
+from autoplan.cost.compiled import compiled_transient_bytes
 from autoplan.cost.compute import local_call, optimizer_seconds, strategy_seconds
+from autoplan.cost.fusion import Fused, fused_nodes
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.memory import ParameterBytes, saved, state_bytes, transient_bytes
-from autoplan.cost.savings import local_bytes
+from autoplan.cost.remat import compiled_saved, kept_when_compiled
+from autoplan.cost.savings import Savings, local_bytes
 from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.ir import Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of, gradient_of, local_shape
@@ -38,19 +41,33 @@ def _is_read_after(graph: Graph, node: Node, operand: int) -> bool:
     return (last.id, position) != (node.id, operand)
 
 
-def node_seconds(graph: Graph, node: Node, strategy: Strategy, mesh: Mesh, hardware: Hardware) -> ComputeCost:
+def fused_in(graph: Graph, node: Node, options: Options) -> Fused | None:
+    """How a node takes part in a compiled piece; None in eager runs."""
+    return fused_nodes(graph)[node.id] if options.compile else None
+
+
+def savings_of(graph: Graph, options: Options) -> Savings:
+    """What the graph keeps for its backward, run as the options say."""
+    return Savings(graph, kept_when_compiled(graph) if options.compile else None)
+
+
+def node_seconds(
+    graph: Graph, node: Node, strategy: Strategy, mesh: Mesh, hardware: Hardware, fused: Fused | None = None
+) -> ComputeCost:
     """What a node costs each device under `strategy`, with the collectives inside it and the adding up of gradients."""
-    return strategy_seconds(calls_of(graph)[node.id], strategy, mesh, hardware, accumulated_operands(graph, node))
+    return strategy_seconds(calls_of(graph)[node.id], strategy, mesh, hardware, accumulated_operands(graph, node), fused)
 
 
-def extra_saved_bytes(call: Call, strategy: Strategy, mesh: Mesh) -> int:
+def extra_saved_bytes(call: Call, strategy: Strategy, mesh: Mesh, *, compiled: bool = False) -> int:
     """Bytes that a call of GLOBAL shapes keeps on each device beside values of the graph: statistics, log-probabilities, masks."""
-    return saved(local_call(call, strategy, mesh)).extra_bytes
+    local = local_call(call, strategy, mesh)
+    return (compiled_saved(local) if compiled else saved(local)).extra_bytes
 
 
-def node_transient_bytes(call: Call, strategy: Strategy, mesh: Mesh) -> int:
+def node_transient_bytes(call: Call, strategy: Strategy, mesh: Mesh, fused: Fused | None = None) -> int:
     """Bytes of temporaries on each device at the worst moment of a call of GLOBAL shapes."""
-    return transient_bytes(local_call(call, strategy, mesh))
+    local = local_call(call, strategy, mesh)
+    return transient_bytes(local) if fused is None else compiled_transient_bytes(local, fused)
 
 
 def forward_seconds(value_bytes: float, produced: Placements, needed: Placements, mesh: Mesh, hardware: Hardware) -> float:

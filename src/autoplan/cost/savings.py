@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 
 from autoplan.cost.families import ATTENTION, EXPANSIONS, PIECES, is_view, op_name
-from autoplan.cost.memory import saved
+from autoplan.cost.memory import Saved, saved
 from autoplan.cost.moments import Moment
 from autoplan.graph.ir import ITEM_BYTES, Graph, Node, Value
 from autoplan.placement import Mesh, Placements, forward_of, local_shape
@@ -46,11 +46,12 @@ class SavedMap:
 class Savings:
     """What a graph keeps at the moments of its backward; what does not depend on the moment is found once."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, kept: Sequence[Saved] | None = None) -> None:
+        """`kept` is what the backward of each node reads; by default what eager ops save."""
         self._graph = graph
         calls = calls_of(graph)
-        self._alias_of = _aliases(graph, calls)
-        self._saved = [saved(call) for call in calls]
+        self._alias_of = aliases(graph, calls)
+        self._saved = [saved(call) for call in calls] if kept is None else kept
 
     def at(self, moment: Moment) -> SavedMap:
         """What is left at a moment of all that is kept from forward to backward.
@@ -112,7 +113,7 @@ def local_bytes(value: Value, placements: Placements, mesh: Mesh) -> int:
     return prod(local_shape(value.shape, placements, mesh)) * ITEM_BYTES[value.dtype]
 
 
-def _aliases(graph: Graph, calls: Sequence[Call]) -> dict[int, int]:
+def aliases(graph: Graph, calls: Sequence[Call]) -> dict[int, int]:
     """Which values share the memory of their node's first operand: views, and reshapes and copies that change nothing."""
     alias_of: dict[int, int] = {}
     orders: dict[int, Order] = {value.id: _dense(value) for value in graph.values}

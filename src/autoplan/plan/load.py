@@ -149,7 +149,7 @@ def _hardware(at: Cursor) -> HardwareInfo:
 
 
 def _options(at: Cursor) -> Options:
-    get = at.record(("mode", "optimizer", "precision"), ("memory_gib", "seed", "keep_outputs"))
+    get = at.record(("mode", "optimizer", "precision"), ("memory_gib", "seed", "keep_outputs", "compile"))
     return Options(
         mode=get["mode"].choice(MODES),
         optimizer=get["optimizer"].choice(OPTIMIZERS),
@@ -157,6 +157,7 @@ def _options(at: Cursor) -> Options:
         memory_gib=get["memory_gib"].optional_number(),
         seed=get["seed"].integer(),
         keep_outputs=get["keep_outputs"].flag(),
+        compile=get["compile"].flag(),
     )
 
 

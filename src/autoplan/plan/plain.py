@@ -122,7 +122,8 @@ def _hardware(hardware: HardwareInfo) -> dict[str, Plain]:
 def _options(options: Options) -> dict[str, Plain]:
     limit = None if options.memory_gib is None else _whole(options.memory_gib)
     asked = {"mode": options.mode, "optimizer": options.optimizer, "precision": options.precision}
-    return asked | _given(memory_gib=limit, seed=options.seed or None, keep_outputs=options.keep_outputs or None)
+    rest = _given(memory_gib=limit, seed=options.seed or None, keep_outputs=options.keep_outputs or None, compile=options.compile or None)
+    return asked | rest
 
 
 def _solver(solver: SolverInfo) -> dict[str, Plain]:

@@ -59,7 +59,10 @@ class HardwareInfo:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for; `memory_gib` is the limit per device, None for the device's own memory."""
+    """What was asked for; `memory_gib` is the limit per device, None for the device's own memory.
+
+    `compile`: steps run through torch.compile, and predictions are of such steps.
+    """
 
     mode: str = "train"
     optimizer: str = "adamw"
@@ -67,6 +70,7 @@ class Options:
     memory_gib: float | None = None
     seed: int = 0
     keep_outputs: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,8 @@ def _header(plan: Plan, said: Mapping[str, Plain]) -> Iterator[str]:
     gap = "" if solver["gap"] is None else f", gap {100 * solver['gap']:.3g} %"
     yield "  ".join([model.target, *settings, *example])
     yield f"  {model.parameters:,} parameters on {axes} ({devices}, {plan.hardware.profile})"
-    yield f"  {options.mode}, {options.optimizer}, {options.precision}{limit}"
+    compiled = ", compiled" if options.compile else ""
+    yield f"  {options.mode}, {options.optimizer}, {options.precision}{compiled}{limit}"
     unfolded_gap = solver.get("unfolded_gap")
     unfolded = "" if unfolded_gap is None else f", unfolded gap {100 * unfolded_gap:.3g} %"
     yield f"  {solver['status']}{gap}{unfolded}"

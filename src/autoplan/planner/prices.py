@@ -17,9 +17,11 @@ from autoplan.cost.moments import Moment
 from autoplan.cost.primitives import (
     accumulated_operands,
     extra_saved_bytes,
+    fused_in,
     node_transient_bytes,
     parameter_gradient_bytes,
     parameter_state,
+    savings_of,
 )
 from autoplan.cost.savings import SavedMap, Savings, local_bytes
 from autoplan.cost.seconds import ComputeCost
@@ -51,7 +53,7 @@ class Prices:
     @cached_property
     def savings(self) -> Savings:
         """Which values are kept for backward, and by whom."""
-        return Savings(self.graph)
+        return savings_of(self.graph, self.options)
 
     @cached_property
     def saved(self) -> SavedMap:
@@ -99,19 +101,20 @@ class Prices:
     def strategy_costs(self, node: Node, call: Call, strategies: Sequence[Strategy]) -> list[ComputeCost]:
         """What one op costs by each strategy, forward and backward, with the collectives inside it."""
         accumulated = accumulated_operands(self.graph, node)
-        return [strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated) for strategy in strategies]
+        fused = fused_in(self.graph, node, self.options)
+        return [strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated, fused) for strategy in strategies]
 
     def kept_by_op_bytes(self, call: Call, strategy: Strategy) -> int:
         """Bytes that an op keeps beside values of the graph: statistics and masks."""
-        return extra_saved_bytes(call, strategy, self.mesh) if self.trains else 0
+        return extra_saved_bytes(call, strategy, self.mesh, compiled=self.options.compile) if self.trains else 0
 
     def made_bytes(self, value: int, state: Placements) -> int:
         """Bytes of a value as it was made."""
         return local_bytes(self.graph.values[value], forward_of(state), self.mesh)
 
-    def transient_bytes(self, call: Call, strategy: Strategy) -> int:
+    def transient_bytes(self, node: Node, call: Call, strategy: Strategy) -> int:
         """Bytes that an op needs for a moment."""
-        return node_transient_bytes(call, strategy, self.mesh)
+        return node_transient_bytes(call, strategy, self.mesh, fused_in(self.graph, node, self.options))
 
     def stored_s(self, value: Value, state: Placements) -> float:
         """Seconds of the optimizer step over a parameter stored in `state`; nothing for other values."""

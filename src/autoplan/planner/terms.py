@@ -211,7 +211,7 @@ class _Pricer:
             np.array([cost.seconds for cost in costs])[like],
             np.array([cost.forward_s + cost.inside_forward_s for cost in costs])[like],
             (np.array([cost.forward_s + cost.backward_s for cost in costs])[like], np.array([cost.forward_s for cost in costs])[like]),
-            np.array([self.prices.transient_bytes(call, s) for s in examples])[like],
+            np.array([self.prices.transient_bytes(node, call, s) for s in examples])[like],
             np.array([self.prices.kept_by_op_bytes(call, s) for s in examples])[like],
             tuple(made),
         )

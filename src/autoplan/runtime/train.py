@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the target, over the plan's own")
     parser.add_argument("--rules", metavar="FILE|MODULE", help="registers rules for ops of your own, if not where the plan says")
     parser.add_argument("--steps", type=int, default=10, help="how many steps to run (default 10)")
-    parser.add_argument("--compile", action="store_true", help="run the local program's pieces through torch.compile")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="run the program's pieces through torch.compile, or not (default: as the plan says)"
+    )
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0); a resumed run keeps its own")
     parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4); a resumed run keeps its own")
@@ -140,7 +142,8 @@ def run(options: argparse.Namespace, launch: Launch) -> None:
         if not drawn_whole:
             _fill(module, options)
     module.train(plan.options.mode == "train")
-    if options.compile:
+    compiled = plan.options.compile if options.compile is None else options.compile
+    if compiled:
         local_forward(module).compile()
     optimizer = _optimizer(module, plan, options.lr)
     autosave = Autosave(options.checkpoint, options.checkpoint_every, module, optimizer, writes=plan.options.mode == "train")
@@ -153,7 +156,7 @@ def run(options: argparse.Namespace, launch: Launch) -> None:
     if options.export:
         export_weights(module, options.export)
         _say(f"wrote {options.export}")
-    _report(outcome, plan, options.json)
+    _report(outcome, plan, compiled, options.json)
 
 
 def _fill(module: nn.Module, options: argparse.Namespace) -> None:
@@ -272,15 +275,16 @@ def _peak_bytes(resident_before: int) -> float:
     return peak.item()
 
 
-def _report(outcome: Outcome, plan: Plan, as_json: bool) -> None:
-    """Measured beside predicted, by rank 0."""
+def _report(outcome: Outcome, plan: Plan, compiled: bool, as_json: bool) -> None:
+    """Measured beside predicted, by rank 0; predictions of the other kind of run say so."""
     if this_rank() != 0:
         return
     predicted = predicted_to_json(plan.predicted)
+    kind = "" if compiled == plan.options.compile else f" for {'compiled' if plan.options.compile else 'eager'} steps"
     if outcome.step_ms is not None:
-        _say(f"step {outcome.step_ms:.1f} ms, predicted {predicted['step_ms']} ms on {plan.hardware.profile}")
+        _say(f"step {outcome.step_ms:.1f} ms, predicted {predicted['step_ms']} ms on {plan.hardware.profile}{kind}")
     what = "peak memory" if torch.cuda.is_available() else "memory grown by (of the process, on the CPU)"
-    _say(f"{what} {outcome.peak_gib:.3f} GiB, predicted peak {predicted['memory_gib']['peak']} GiB")
+    _say(f"{what} {outcome.peak_gib:.3f} GiB, predicted peak {predicted['memory_gib']['peak']} GiB{kind}")
     if as_json:
         print(
             json.dumps({"step_ms": outcome.step_ms, "peak_gib": outcome.peak_gib, "losses": list(outcome.losses), "predicted": predicted}),
