@@ -41,3 +41,16 @@ EAGER_STEPS = (  # Llama on 4 GPUs, data parallel: size, parameters sharded, ms 
     ("8b_l8", False, 262.75, None),
     ("8b_l8", True, 262.0, 30.55),  # the same
 )
+COMPILED_STEPS = (  # our runtime on two of them (benchmarks/runtime/README.md): plan of plans-two, ms a step, GiB
+    ("8b-data", 1840.0, 34.6),
+    ("8b-own", 1839.2, 59.1),
+    ("8b-free", 1510.5, 105.2),
+    ("8b_l8-own", 451.6, 41.8),
+    ("8b_l8-data", 453.1, 31.9),
+    ("8b_l8-tensor", 475.3, 39.0),
+    ("1b-own", 270.7, 38.1),
+    ("1b-data", 270.8, 28.6),
+    ("1b-tensor", 297.9, 37.2),
+)
+COMPILED_ALONE = ((False, 135.1, 20.7), (True, 159.2, 12.5))  # Llama 1.5B, 2 x 4096 on one: whether all layers recompute, ms, GiB
+COMPILED_BY_HAND = (("1b", 145.2, 15.3), ("8b_l8", 239.4, 17.9))  # FSDP2 on four, head and loss compiled too: size, ms, GiB

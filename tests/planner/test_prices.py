@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from planner_cases import Module, gpt2_module, llama_module, request
 
 from autoplan.cost.compute import strategy_seconds
-from autoplan.cost.primitives import accumulated_operands, extra_saved_bytes, node_transient_bytes
+from autoplan.cost.primitives import accumulated_operands, extra_saved_bytes, fused_in, node_transient_bytes
 from autoplan.cost.savings import local_bytes
 from autoplan.graph import classes, find_blocks
 from autoplan.placement import forward_of
@@ -29,18 +30,21 @@ def priced(build: Callable[[], Module], wanted: PlanRequest) -> tuple[Candidates
 
 @pytest.mark.parametrize("build", [llama_module, gpt2_module])
 @pytest.mark.parametrize("mesh", ["2x4", "2x2x2"])
-def test_every_strategy_has_its_own_price(build: Callable[[], Module], mesh: str) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_strategy_has_its_own_price(build: Callable[[], Module], mesh: str, compiled: bool) -> None:
     wanted = request(mesh, "h200-sxm")
+    wanted = replace(wanted, options=replace(wanted.options, compile=compiled))
     candidates, prices = priced(build, wanted)
     graph = candidates.graph
     for call, strategies, op in zip(candidates.calls, candidates.strategies, terms_of(candidates, prices).ops, strict=True):
         node = graph.nodes[op.members[0]]
-        reads = accumulated_operands(graph, node)
-        costs = [strategy_seconds(call, strategy, wanted.mesh, wanted.hardware, reads) for strategy in strategies]
+        reads, fused = accumulated_operands(graph, node), fused_in(graph, node, wanted.options)
+        costs = [strategy_seconds(call, strategy, wanted.mesh, wanted.hardware, reads, fused) for strategy in strategies]
         assert op.seconds.tolist() == [cost.seconds for cost in costs]
         assert op.again_s.tolist() == [cost.forward_s + cost.inside_forward_s for cost in costs]
-        assert op.transient_bytes.tolist() == [node_transient_bytes(call, strategy, wanted.mesh) for strategy in strategies]
-        assert op.beside_bytes.tolist() == [extra_saved_bytes(call, strategy, wanted.mesh) for strategy in strategies]
+        assert op.transient_bytes.tolist() == [node_transient_bytes(call, strategy, wanted.mesh, fused) for strategy in strategies]
+        beside = [extra_saved_bytes(call, strategy, wanted.mesh, compiled=compiled) for strategy in strategies]
+        assert op.beside_bytes.tolist() == beside
         for output, (_, made) in enumerate(op.made):
             value = graph.values[node.outputs[output]]
             assert np.array_equal(made, [local_bytes(value, forward_of(s.makes[output]), wanted.mesh) for s in strategies])

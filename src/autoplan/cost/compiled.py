@@ -16,6 +16,7 @@ from autoplan.cost.families import is_view, needs_backward, op_name, spec_bytes
 from autoplan.cost.fusion import Fused
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.memory import transient_bytes
+from autoplan.cost.remat import compiled_saved
 from autoplan.cost.seconds import ComputeCost
 from autoplan.rules.row import Call, TensorSpec
 
@@ -27,9 +28,9 @@ def fused_cost(call: Call, fused: Fused, hardware: Hardware) -> ComputeCost:
     """What a call adds to the kernels of its stage."""
     if is_view(call):
         return ComputeCost()
-    written = _sum(call.outputs, fused.writes)
-    forward = _seconds(_sum(call.operands, fused.reads) + written + _read_more(call, fused), bool(written), hardware)
-    again = _sum(call.operands, fused.again)
+    written, beside = _sum(call.outputs, fused.writes), compiled_saved(call).extra_bytes
+    forward = _seconds(_sum(call.operands, fused.reads) + written + beside + _read_more(call, fused), bool(written), hardware)
+    again = _sum(call.operands, fused.again) + beside
     if not needs_backward(call):
         return ComputeCost(forward, again / hardware.compute.bytes_per_s)
     made = gradient_bytes(call, fused)

@@ -29,9 +29,7 @@ IMBALANCE = 1.25
 (Fedus et al. 2022, section 2.2) leaves each expert. It depends on the data, so no plan can know it."""
 
 
-def call_seconds(
-    call: Call, hardware: Hardware, accumulated: frozenset[int] = frozenset(), fused: Fused | None = None
-) -> ComputeCost:
+def call_seconds(call: Call, hardware: Hardware, accumulated: frozenset[int] = frozenset(), fused: Fused | None = None) -> ComputeCost:
     """What a call of LOCAL shapes costs on one device, forward and backward.
 
     `accumulated` are operands with another reader whose gradient is there already: adding to it is one more kernel

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from autoplan.cost.families import CASTS, op_name
 from autoplan.cost.remat import kept_when_compiled
-from autoplan.cost.stages import Stages, stages_of
+from autoplan.cost.stages import stages_of
 from autoplan.graph.ir import ITEM_BYTES, Graph, Node
 from autoplan.graph.once import once
 from autoplan.rules.row import calls_of
@@ -85,9 +85,8 @@ class _Finder:
         producer = self.graph.producers.get(value)
         if producer is None or self.stages.fusing[producer.id] or self.stages.viewing[producer.id]:
             return False
-        places = set(self._places(value))
-        is_alone = len(places) == 1 and None not in places and places.pop()[0] == self.stages.piece[producer.id]
-        return is_alone and any(k in self.kept[reader.id].operands for reader, k in self._readers(value))
+        pieces = [None if place is None else place[0] for place in set(self._places(value))]
+        return pieces == [self.stages.piece[producer.id]] and any(k in self.kept[reader.id].operands for reader, k in self._readers(value))
 
     def _readers(self, value: int) -> Iterator[tuple[Node, int]]:
         """Who reads a value or a view of it."""

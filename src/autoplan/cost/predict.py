@@ -36,7 +36,6 @@ from autoplan.placement import Mesh, forward_of
 from autoplan.plan.schema import CommunicationMs, MemoryGib, Options, Predicted
 from autoplan.rules.row import calls_of
 
-
 EAGER = Options()
 
 
@@ -145,9 +144,7 @@ def _node_costs(assignment: Assignment, hardware: Hardware, options: Options) ->
     return [node_seconds(graph, node, strategy, mesh, hardware, fused_in(graph, node, options)) for node, strategy in pairs]
 
 
-def recompute_seconds(
-    assignment: Assignment, hardware: Hardware, options: Options, recomputed: Sequence[Segment]
-) -> tuple[float, float]:
+def recompute_seconds(assignment: Assignment, hardware: Hardware, options: Options, recomputed: Sequence[Segment]) -> tuple[float, float]:
     """Seconds of computing, and of the communication of activations, that running the forward of segments again adds."""
     graph, mesh = assignment.graph, assignment.mesh
     compute_s = moved_s = 0.0

@@ -51,9 +51,7 @@ def savings_of(graph: Graph, options: Options) -> Savings:
     return Savings(graph, kept_when_compiled(graph) if options.compile else None)
 
 
-def node_seconds(
-    graph: Graph, node: Node, strategy: Strategy, mesh: Mesh, hardware: Hardware, fused: Fused | None = None
-) -> ComputeCost:
+def node_seconds(graph: Graph, node: Node, strategy: Strategy, mesh: Mesh, hardware: Hardware, fused: Fused | None = None) -> ComputeCost:
     """What a node costs each device under `strategy`, with the collectives inside it and the adding up of gradients."""
     return strategy_seconds(calls_of(graph)[node.id], strategy, mesh, hardware, accumulated_operands(graph, node), fused)
 

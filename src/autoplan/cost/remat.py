@@ -1,10 +1,9 @@
 """What a compiled graph keeps for its backward: least bytes, where results of fused ops may be computed again from what is kept.
 
 AOTAutograd partitions each compiled function by a minimum cut (`torch._functorch.partitioners`, torch 2.11 to 2.13), and so do we,
-on the graph as it was captured, of whole tensors. Never computed again is what has a kernel of its own, what random numbers
-go into, what reductions make (4 times smaller than what they read), what the function is given, and what a kernel of its own reads in
+on the graph as it was captured, of whole tensors. Never computed again is what has a kernel of its own, what reductions make (4 times smaller than what they read), what the function is given, and what a kernel of its own reads in
 backward, since it has to lie in memory then anyhow. A result that only fused ops read weighs twice: it is written for
-backward alone. Not followed are its preferences among equals, which go by distances in a graph that we do not have.
+backward alone. Random masks and statistics of rows are kept beside all that. Not followed are its preferences among equals, which go by distances in a graph that we do not have.
 
 It is a property of the graph alone: where placements put a collective between two fused ops, the copy that it makes is kept
 though what lies before it might be smaller.
@@ -18,7 +17,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import groupby
 
-from autoplan.cost.families import DROPOUTS, op_name, spec_bytes
+from autoplan.cost.families import op_name, spec_bytes
 from autoplan.cost.memory import Saved, saved
 from autoplan.cost.passes import row_bytes
 from autoplan.cost.savings import aliases
@@ -88,7 +87,9 @@ class _Piece:
     def _edges(self) -> Iterator[Edge]:
         for node in self.nodes:
             need = self.needs[node.id]
-            needed = [self._base(node.inputs[k]) for k in sorted(need.operands)] + [self._base(node.outputs[j]) for j in sorted(need.outputs)]
+            needed = [self._base(node.inputs[k]) for k in sorted(need.operands)] + [
+                self._base(node.outputs[j]) for j in sorted(need.outputs)
+            ]
             for value in needed:
                 yield from self._value(value)
                 yield _behind(self.number[value]), SINK, ENDLESS
@@ -115,8 +116,7 @@ class _Piece:
             yield SOURCE, _before(k), ENDLESS
 
     def _can_run_again(self, node: Node, out: int) -> bool:
-        has_own_kernel = not self.stages.fusing[node.id] and not self.stages.viewing[node.id]
-        if has_own_kernel or op_name(calls_of(self.graph)[node.id].op) in DROPOUTS:
+        if not self.stages.fusing[node.id] and not self.stages.viewing[node.id]:
             return False
         return REDUCED * self.graph.values[out].bytes >= sum(map(spec_bytes, calls_of(self.graph)[node.id].operands))
 

@@ -13,14 +13,15 @@ from functools import cache
 
 import torch
 
-from autoplan.cost.families import CASTS, DROPOUTS, NORMS, SOFTMAXES, is_view, op_name
+from autoplan.cost.families import CASTS, NORMS, SOFTMAXES, is_view, op_name
 from autoplan.graph.ir import Graph, Node
 from autoplan.graph.once import once
 from autoplan.graph.segments import block_segments
 from autoplan.rules.row import Call, calls_of
 
 REDUCTIONS = frozenset(
-    f"aten.{name}" for name in ("sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "logsumexp", "prod", "argmax", "argmin")
+    f"aten.{name}"
+    for name in ("sum", "mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "logsumexp", "prod", "argmax", "argmin")
 )
 LOSSES = frozenset(
     f"aten.{name}"
@@ -36,7 +37,7 @@ COPIES = frozenset(
         "full", "zeros", "ones", "zeros_like", "ones_like", "full_like", "new_zeros", "scalar_tensor", "repeat", "masked_fill", "where",
     )
 )  # fmt: skip
-_FUSING = CASTS | NORMS | SOFTMAXES | DROPOUTS | REDUCTIONS | LOSSES | COPIES
+_FUSING = CASTS | NORMS | SOFTMAXES | REDUCTIONS | LOSSES | COPIES | {"aten.dropout"}
 
 
 def fuses(call: Call) -> bool:

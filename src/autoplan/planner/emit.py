@@ -86,7 +86,9 @@ def _fallbacks(assignment: Assignment, request: PlanRequest, prefixes: Collectio
     """Ops without a rule, by pattern, with the ms that all of them add to a step over being split evenly."""
     nodes = assignment.graph.nodes
     lines = {
-        node.address: (node.op, 1e3 * fallback_seconds(assignment, node, request.hardware, request.options)) for node in nodes if rule_of(node.op) is None
+        node.address: (node.op, 1e3 * fallback_seconds(assignment, node, request.hardware, request.options))
+        for node in nodes
+        if rule_of(node.op) is None
     }
     folds = collapse(lines, prefixes, existing=[node.address for node in nodes], execution_order=True)
     return tuple(FallbackLine(pattern, fold.content[0], fold.count, fold.count * fold.content[1]) for pattern, fold in folds.items())

@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rules", metavar="FILE|MODULE", help="registers rules for ops of your own, if not where the plan says")
     parser.add_argument("--steps", type=int, default=10, help="how many steps to run (default 10)")
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="run the program's pieces through torch.compile, or not (default: as the plan says)"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="run the program's pieces through torch.compile, or not (default: as the plan says)",
     )
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0); a resumed run keeps its own")

@@ -1,0 +1,113 @@
+"""Plans of steps that will run compiled: problems price them as predictions do, and what compiling saves decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import islice
+from random import Random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from planner_cases import Module, built, gpt2_module, llama_module, mlp_module, planned, request
+from torch import Tensor, nn
+
+from autoplan.assignment.gathers import gather_groups
+from autoplan.cost.predict import Prediction, prediction
+from autoplan.placement import parse_mesh
+from autoplan.plan.schema import Plan
+from autoplan.planner.build import Built, build_problem
+from autoplan.planner.problem import evaluate
+from autoplan.planner.request import PlanRequest
+
+FINE_GIB = 0.01  # counts memory in units of 10 bytes
+SAMPLE = 4
+
+
+def wanted(compiled: bool, memory_gib: float | None = FINE_GIB) -> PlanRequest:
+    found = request("2x2", "h200-sxm", memory_gib)
+    return replace(found, options=replace(found.options, compile=compiled))
+
+
+@cache
+def problems(build: Callable[[], Module], recomputed: int) -> tuple[Built, Built]:
+    """Of the same decisions: eager, and compiled."""
+    eager, compiled = (built(build(), wanted(way)) for way in (False, True))
+    limit = int(FINE_GIB * 2**30)
+    again = eager.terms.prices.segments[:recomputed]
+    return build_problem(eager.terms, limit, again), build_problem(compiled.terms, limit, again)
+
+
+def predicted(found: Built, choice: tuple[int, ...]) -> Prediction:
+    prices, assignment = found.terms.prices, found.assignment(choice)
+    groups = gather_groups(assignment, prices.prefixes, recomputed=found.recomputed)
+    return prediction(assignment, groups, prices.hardware, prices.options, prices.segments, found.recomputed)
+
+
+def possible(found: Built) -> Iterator[tuple[int, ...]]:
+    random = Random(0)
+    while True:
+        choice = tuple(random.randrange(len(node.costs)) for node in found.problem.nodes)
+        if evaluate(found.problem, choice).cost is not None:
+            yield choice
+
+
+@pytest.mark.parametrize("build", [llama_module, gpt2_module, mlp_module])
+@pytest.mark.parametrize("recomputed", [0, 2])
+def test_what_compiling_saves_is_the_same_in_problem_and_prediction(build: Callable[[], Module], recomputed: int) -> None:
+    """Seconds to the resolution of costs (1e-7 of all, of which compiling saves a tenth or more), bytes to the rounding of the terms.
+
+    Of parameters' travels, which a problem prices one by one and a prediction in buckets, both have the same eager and compiled.
+    """
+    eager, compiled = problems(build, recomputed)
+    for choice in islice(possible(eager), SAMPLE):
+        costs = [(found.problem.unit_s, evaluate(found.problem, choice)) for found in (eager, compiled)]
+        (eager_s, compiled_s) = (unit_s * result.cost for unit_s, result in costs if result.cost is not None)
+        before, after = predicted(eager, choice), predicted(compiled, choice)
+        saved_s = (before.step_s - before.host_s) - (after.step_s - after.host_s)
+        assert saved_s > 0
+        assert eager_s - compiled_s == pytest.approx(saved_s, rel=1e-4)
+        terms = len(compiled.problem.nodes) + len(compiled.problem.values)
+        for row, found, said in ((0, eager, before), (1, compiled, after)):
+            spare = max(costs[row][1].memory) * found.problem.unit_bytes - said.memory.peak
+            assert spare >= 0
+            other = max(costs[1 - row][1].memory) * found.problem.unit_bytes - (before, after)[1 - row].memory.peak
+            assert abs(spare - other) <= terms * found.problem.unit_bytes
+
+
+class Gate(nn.Module):
+    """What it reads is a small part of what it keeps: of a row 16 numbers and 4 x 64 eager, 3 x 64 compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(16, 64), nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Gates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Gate() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x.square().mean()
+
+
+def test_compiled_steps_need_not_recompute_where_eager_ones_must() -> None:
+    """One device, with a twentieth more memory than the compiled plan takes that has all it wants."""
+
+    def plan(compiled: bool, memory_gib: float | None) -> Plan:
+        asked = replace(wanted(compiled, memory_gib), mesh=parse_mesh("1"))
+        return planned((Gates(), (torch.randn(4096, 16),), {}), asked)
+
+    ample = plan(True, None)
+    limit_gib = 1.05 * ample.predicted.memory_gib.peak
+    compiled, eager = (plan(way, limit_gib) for way in (True, False))
+    assert ample.options.compile and not ample.recompute and not compiled.recompute
+    assert eager.recompute and eager.predicted.memory_gib.peak <= limit_gib
