@@ -32,6 +32,11 @@ def test_flags_override_the_file_and_settings_add_up(tmp_path: Path) -> None:
     assert request.settings == {"n_layers": 4, "dim": 16}
 
 
+def test_a_request_says_whether_steps_are_compiled(tmp_path: Path) -> None:
+    assert load(tmp_path, "target: a:b\ncompile: true\n").compile and not load(tmp_path, "target: a:b\n").compile
+    assert load(tmp_path, "target: a:b\n").override(compile=True).compile
+
+
 def test_files_are_found_beside_the_request_and_modules_are_not_touched(tmp_path: Path) -> None:
     request = load(tmp_path, "target: m.py:build\nhardware: my.yaml\npins: pins.yaml\n")
     assert request.target == f"{tmp_path}/m.py:build"
@@ -51,6 +56,8 @@ def test_a_mesh_may_name_its_axes(tmp_path: Path) -> None:
         ("mesh: 2x2\n", "a request needs a target"),
         ("target: a:b\nmesh: 2x2\nmesh: 4\n", "duplicate key 'mesh'"),
         ("target: a:b\nseed: x\n", "seed: 'x' is not a whole number"),
+        ("target: a:b\nseed: true\n", "seed: True is not a whole number"),
+        ("target: a:b\ncompile: 1\n", "compile: 1 is not true or false"),
         ("target: a:b\nmode: fly\n", "mode 'fly' is unknown"),
         ("target: a:b\nset: [1]\n", "set: [1] is not a mapping"),
         ("autoplan: 1\n", "this is a plan, not a request"),

@@ -3,7 +3,7 @@
     python benchmarks/runtime/make_plans.py --ranks 2 [--size 1b ...]
 
 A plan is called SIZE-LAYOUT.yaml, in `plans-two/` or `plans-four/`. The layout `own` is what the planner chooses, `free` too where all
-layers recompute in the others: how many is left to it. The others are what one writes by hand, given as pins: `data` splits the batch
+layers recompute in the others: how many is left to it; `compiled` is the same for compiled steps. The others are what one writes by hand, given as pins: `data` splits the batch
 and stores every parameter split (FSDP), `tensor` is Megatron's layout with sequence parallelism, `data-tensor` the first on one axis
 and the second on the other.
 """
@@ -27,6 +27,7 @@ SIZES: dict[str, dict[str, int]] = {  # settings of autoplan.models.llama:build
     "1b": {"dim": 2048, "n_layers": 16, "n_heads": 16, "n_kv_heads": 8, "ffn_dim": 8192, "batch": 8, "seq": 4096},
     "8b_l8": {"n_layers": 8, "batch": 4, "seq": 8192},
     "8b": {"n_layers": 32, "batch": 4, "seq": 8192},
+    "8b_b6": {"n_layers": 32, "batch": 6, "seq": 8192},
     "tiny": {"dim": 64, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 192, "vocab_size": 256, "batch": 4, "seq": 32},
 }  # tiny is for trying this out on a CPU
 RECOMPUTED: dict[str, Pins] = {"8b": [{"recompute": "layers.*", "blocks": 32}]}  # as its hand-written baseline does
@@ -79,13 +80,15 @@ def main() -> None:
             make_plan(size, mesh, pins + RECOMPUTED.get(size, []), folder / f"{size}-{layout}.yaml")
             if size in RECOMPUTED and not pins:
                 make_plan(size, mesh, [], folder / f"{size}-{layout.replace('own', 'free')}.yaml")
+            if layout == "own":
+                make_plan(size, mesh, [], folder / f"{size}-compiled.yaml", "--compile")
 
 
-def make_plan(size: str, mesh: str, pins: Pins, out: Path) -> None:
+def make_plan(size: str, mesh: str, pins: Pins, out: Path, *flags: str) -> None:
     """Plans with the command line, in a process of its own."""
     settings = [f"{key}={value}" for key, value in SIZES[size].items()]
     command = [sys.executable, "-m", "autoplan", "plan", "autoplan.models.llama:build", "--mesh", mesh, "--hardware", "h200-sxm"]
-    command += ["--precision", "bf16", "--optimizer", "adamw", "--set", *settings, "-o", str(out)]
+    command += ["--precision", "bf16", "--optimizer", "adamw", "--set", *settings, "-o", str(out), *flags]
     if pins:
         file = out.with_suffix(".pins")
         file.write_text(yaml.safe_dump(pins))

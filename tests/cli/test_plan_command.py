@@ -66,6 +66,24 @@ def test_flags_override_the_request(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("model")
+def test_compiled_steps_are_asked_for_by_flag_or_request_and_predicted_as_such(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("target: model.py\nmesh: 2x2\nhardware: cpu-gloo\ncompile: true\n")
+    eager, by_flag, by_request = (
+        run("plan", *words) for words in (("model.py", *ON_FOUR), ("model.py", *ON_FOUR, "--compile"), ("r.yaml",))
+    )
+    assert by_flag.code == 0 and by_flag.out == by_request.out, by_flag.err
+    compiled, plain = parse_plan(by_flag.out), parse_plan(eager.out)
+    assert "compile" not in eager.out and "compile: true}" in by_flag.out and "compiled" in by_flag.err
+    assert compiled.options.compile and compiled.predicted.compute_ms < plain.predicted.compute_ms
+
+
+@pytest.mark.usefixtures("model")
+def test_compiled_inference_is_planned_too(run: Run) -> None:
+    ended = run("plan", "model.py:no_loss", *ON_FOUR, "--mode", "infer", "--compile")
+    assert ended.code == 0 and parse_plan(ended.out).options.compile, ended.err
+
+
+@pytest.mark.usefixtures("model")
 def test_inference_needs_no_loss_and_no_optimizer(run: Run) -> None:
     ended = run("plan", "model.py:no_loss", *ON_FOUR, "--mode", "infer")
     assert ended.code == 0, ended.err

@@ -76,7 +76,8 @@ def test_every_section_is_compared(plan, section, value, name):
 
 
 @pytest.mark.parametrize(
-    "section, key, value", [("model", "digest", "sha256:0"), ("options", "optimizer", "sgd"), ("options", "memory_gib", None)]
+    "section, key, value",
+    [("model", "digest", "sha256:0"), ("options", "optimizer", "sgd"), ("options", "memory_gib", None), ("options", "compile", True)],
 )
 def test_identity_and_options_are_compared_key_by_key(plan, section, key, value):
     (change,) = diff_plans(plan, changed(plan, **{section: dataclasses.replace(getattr(plan, section), **{key: value})})).changes

@@ -70,6 +70,12 @@ def test_parameters_are_dumped_in_natural_order_and_redistributions_as_they_run(
     assert list(loaded.reshard) == ["layers.10/add", "layers.2/add", "layers.1/add"]
 
 
+def test_eager_steps_need_no_word_and_compiled_ones_have_one(plan, text):
+    compiled = dataclasses.replace(plan, options=dataclasses.replace(plan.options, compile=True))
+    assert "compile" not in text and "memory_gib: 120, compile: true}" in dump_plan(compiled)
+    assert parse_plan(dump_plan(compiled)).options.compile and not parse_plan(text).options.compile
+
+
 def test_writing_replaces_the_whole_file_and_leaves_nothing_beside_it(plan, text, tmp_path):
     path = tmp_path / "plan.yaml"
     path.write_text("old")
@@ -184,7 +190,7 @@ def plans(draw):
         model=model,
         mesh=mesh,
         hardware=HardwareInfo(draw(NAMED), draw(NAMED), draw(sizes)),
-        options=Options(*(draw(s) for s in (*asked, limit, INDEXES, st.booleans()))),
+        options=Options(*(draw(s) for s in (*asked, limit, INDEXES, st.booleans(), st.booleans()))),
         pins=tuple(draw(st.lists(st.dictionaries(TEXTS, RAW, max_size=3), max_size=2))),
         inputs=section(NAMED, given_input),
         outputs=section(NAMED, lambda _: OutputLine(draw(placements(mesh)))),

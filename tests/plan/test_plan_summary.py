@@ -37,6 +37,11 @@ def test_the_summary_shows_time_memory_collectives_and_parameters(plan):
     assert format_summary(plan) == SUMMARY
 
 
+def test_the_summary_says_that_steps_are_compiled(plan):
+    compiled = dataclasses.replace(plan, options=dataclasses.replace(plan.options, compile=True))
+    assert "\n  train, adamw, bf16, compiled, at most 120 GiB per device\n" in format_summary(compiled)
+
+
 def test_a_plan_that_predicts_nothing_has_no_bars(plan):
     assert "█" not in format_summary(dataclasses.replace(plan, predicted=Predicted()))
 

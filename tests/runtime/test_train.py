@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,39 @@ def test_a_rank_that_is_killed_while_writing_leaves_the_last_checkpoint_and_the_
     assert "read out/weights.safetensors" in begun.stderr and "resumed after step 5" in gone_on.stderr
     assert json.loads(gone_on.stdout)["losses"] == pytest.approx(losses[5:], rel=1e-4)
     assert json.loads(begun.stdout)["losses"][0] < losses[0]  # on the first batch, after five steps on others
+
+
+SAYS_THAT_IT_COMPILES = """
+import sys
+from autoplan.runtime.program import Program
+
+whole = Program.compile
+
+def compile(self, **options):
+    print("compiling", file=sys.stderr)
+    whole(self, backend="aot_eager", **options)
+
+Program.compile = compile
+"""
+
+
+def test_a_plan_of_compiled_steps_compiles_unless_it_is_told_not_to(plans: Path, tmp_path: Path) -> None:
+    (tmp_path / "says.py").write_text(SAYS_THAT_IT_COMPILES)
+    plan = random_plan(BUILD, mesh_of(1), 0, target="autoplan.models.llama:build", settings=SETTINGS)
+    write_plan(replace(plan, options=replace(plan.options, compile=True)), plans / "compiled.yaml")
+    losses = []
+    for name, flags, compiles, kind in (
+        ("compiled.yaml", (), True, ""),
+        ("compiled.yaml", ("--no-compile",), False, " for compiled steps"),
+        ("1.yaml", ("--compile",), True, " for eager steps"),
+    ):
+        said = ("--plan", str(plans / name), "--steps", "2", "--json", "--rules", str(tmp_path / "says.py"))
+        found = alone(str(ROOT / "apply.py"), *said, *flags, folder=tmp_path)
+        assert found.returncode == 0, found.stderr
+        assert ("compiling" in found.stderr) == compiles
+        assert f" ms on {plan.hardware.profile}{kind}\n" in found.stderr
+        losses.append(json.loads(found.stdout)["losses"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_an_inference_plan_runs_and_has_no_losses(plans: Path) -> None:

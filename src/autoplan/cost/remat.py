@@ -1,9 +1,10 @@
 """What a compiled graph keeps for its backward: least bytes, where results of fused ops may be computed again from what is kept.
 
 AOTAutograd partitions each compiled function by a minimum cut (`torch._functorch.partitioners`, torch 2.11 to 2.13), and so do we,
-on the graph as it was captured, of whole tensors. Never computed again is what has a kernel of its own, what reductions make (4 times smaller than what they read), what the function is given, and what a kernel of its own reads in
-backward, since it has to lie in memory then anyhow. A result that only fused ops read weighs twice: it is written for
-backward alone. Random masks and statistics of rows are kept beside all that. Not followed are its preferences among equals, which go by distances in a graph that we do not have.
+on the graph as it was captured, of whole tensors. Never computed again is what an op with a kernel of its own makes, or reads in
+backward (it has to lie in memory then anyhow), what reductions make (4 times smaller than what they read), and what the function
+is given. A result that only fused ops read weighs twice: it is written for backward alone. Random masks and statistics of rows are
+kept beside all that. Not followed are preferences among equals, which go by distances in a graph that we do not have.
 
 It is a property of the graph alone: where placements put a collective between two fused ops, the copy that it makes is kept
 though what lies before it might be smaller.

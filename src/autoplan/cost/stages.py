@@ -34,7 +34,8 @@ COPIES = frozenset(
     f"aten.{name}"
     for name in (
         "cat", "stack", "contiguous", "lift_fresh_copy", "reshape", "flatten", "rsub", "triu", "tril", "pad", "constant_pad_nd", "arange",
-        "full", "zeros", "ones", "zeros_like", "ones_like", "full_like", "new_zeros", "scalar_tensor", "repeat", "masked_fill", "where",
+        "full", "zeros", "ones", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "scalar_tensor", "repeat",
+        "masked_fill", "where", "__and__", "__or__", "__xor__", "select_scatter", "slice_scatter",
     )
 )  # fmt: skip
 _FUSING = CASTS | NORMS | SOFTMAXES | REDUCTIONS | LOSSES | COPIES | {"aten.dropout"}

@@ -99,7 +99,8 @@ def _predicted(plan: Plan) -> str:
     memory = plan.predicted.memory_gib
     names = ("parameters", "gradients", "optimizer", "activations", "gathered", "transient")
     parts = ", ".join(f"{name} {getattr(memory, name):.3g}" for name in names)
-    return f"the plan predicts a peak of {memory.peak:.3g} GiB ({parts})"
+    kind = " for compiled steps" if plan.options.compile else ""
+    return f"the plan predicts a peak of {memory.peak:.3g} GiB{kind} ({parts})"
 
 
 def _reserved_gib() -> float:
