@@ -228,7 +228,8 @@ def _parameter_states(assignment: Assignment, hardware: Hardware, options: Optio
 def host_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, recomputed: Sequence[Segment] = ()) -> float:
     """Seconds the host is busy in an eager step: by op, by redistribution and by bucket of parameters.
 
-    An op takes `op_s` forward and backward; its forward alone is counted as a half.
+    An op takes `op_s` forward and backward; its forward alone is counted as a half. A compiled step is taken to keep it as busy: the
+    smallest that was measured, hand-written, took 18.9 ms where the eager one took 17.4.
     """
     moves = len(redistributions(assignment)) + sum(len(g.forward) + len(g.backward) + len(g.again) for g in groups)
     ops = len(assignment.graph.nodes) + sum(len(nodes_again(assignment.graph, segment)) for segment in recomputed) / 2
