@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -11,9 +11,11 @@ from random_models import choices, peaks, random_model
 
 from autoplan.planner.solver import passing
 from autoplan.planner.solver.bound import Bound, bound
+from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import Elimination
-from autoplan.planner.solver.model import Edge, Model, Span
-from autoplan.planner.solver.passing import Passing
+from autoplan.planner.solver.model import Array, Edge, Model, Span
+from autoplan.planner.solver.narrowing import Narrowing
+from autoplan.planner.solver.passing import MANY, Passing
 from autoplan.planner.solver.reduce import Infeasible, reduce
 
 Engine = Callable[[Model, int], Passing | Elimination]
@@ -62,6 +64,41 @@ def test_no_choice_costs_less_than_the_bounds_of_its_strategies(seed: int, engin
         assert below.value <= cost
         for u, s in enumerate(choice):
             assert below.conditional[u][s] <= cost, (u, s, choice)
+
+
+@pytest.mark.parametrize("worse", [0, 15])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bounds_hold_of_every_choice_when_strategies_are_dropped_on_the_way(seed: int, worse: int) -> None:
+    """Those of choices that cost more than what is of interest as well: they say no more than that."""
+    model = consistent(seed)
+    if model is None or not choices(model):
+        return
+    known = min(choices(model).values()) + worse
+    engine = Narrowing(Either([Passing(model, MAGNITUDE), Passing(model, MAGNITUDE)]))
+
+    def meet(choice: Sequence[int], used: Array) -> int:
+        assert (model.used_by(choice) == used).all()
+        engine.narrow(known)
+        return known
+
+    below = bound(engine, np.zeros(len(model.limits)), meet, None)
+    for choice, cost in choices(model).items():
+        assert below.value <= max(cost, known)
+        for u, s in enumerate(choice):
+            assert below.conditional[u][s] <= cost, (u, s, choice)
+
+
+def test_strategies_are_dropped_on_the_way() -> None:
+    """In a part of the random models, or the test before would show nothing."""
+    dropped = 0
+    for seed in SEEDS:
+        model = consistent(seed)
+        if model is not None and choices(model):
+            engine = Narrowing(Either([Passing(model, MAGNITUDE)]))
+            engine.improve(MANY)
+            engine.narrow(min(choices(model).values()))
+            dropped += sum(map(len, engine.kept)) < sum(map(len, model.costs))
+    assert dropped > 10
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -9,6 +9,7 @@ that are exceeded will ever matter.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +18,12 @@ from autoplan.planner.problem import Group, Problem, ProblemValue
 from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model, Span
 
 HOME, PAID = -1, -2  # where a state comes from, unless from a reader
+
+Name = tuple[tuple[int, ...], tuple[int, ...]]
+"""The nodes and the values of a group."""
+
+Row = tuple[int, Name, Name]
+"""The problem's row that a row of the model stands for, and which group is the largest of each of its peaks there."""
 
 
 def model_of(problem: Problem) -> Model:
@@ -34,6 +41,19 @@ def extended(model: Model, choice: Sequence[int]) -> tuple[int, ...]:
     return (*chosen, *(int((costs >= FORBIDDEN).argmin()) for costs in around.values()))
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a node of a model stands for: `numbers` of its strategies among the `size` that there may be under its name."""
+
+    name: object
+    size: int
+    numbers: Array
+
+    def among(self, kept: Array) -> Place:
+        """The same where only some of its strategies are left."""
+        return replace(self, numbers=self.numbers[kept])
+
+
 class Modeller:
     """A problem's nodes, edges and rows under construction."""
 
@@ -41,6 +61,7 @@ class Modeller:
         self.problem = problem
         self.costs = [np.array(node.costs, dtype=np.int64) for node in problem.nodes]
         self.usage: list[dict[Span, Array]] = [{} for _ in problem.nodes]
+        self.places = [Place(u, len(costs), np.arange(len(costs))) for u, costs in enumerate(self.costs)]
         self.edges: dict[tuple[int, int], Edge] = {}
         self.limits: list[int] = []
         self.kept: list[dict[Span, Array]] = [{} for _ in problem.values]  # by value: what a copy in each class uses
@@ -55,9 +76,8 @@ class Modeller:
 
     def _add_row(self, row: int) -> None:
         """One row of the model for each combination of groups that can be the largest of their peaks."""
-        peaks = [self._groups(peak) for peak in self.problem.peaks[row]]
-        assert len(peaks) <= 2, "more than two peaks do not make ranges of rows"
-        first, second = (len(peak) for peak in [*peaks, [Group()], [Group()]][:2])
+        peaks = _two_peaks(self.problem, row)
+        first, second = map(len, peaks)
         start, stop = len(self.limits), len(self.limits) + first * second
         self.limits += [self.problem.limits[row]] * (first * second)
         everywhere = Span(start, stop)
@@ -75,13 +95,6 @@ class Modeller:
                     self._use(self.usage[u], span, amounts)
                 for v, amounts in group.values:
                     self._use(self.kept[v], span, amounts)
-
-    def _groups(self, peak: Sequence[Group]) -> list[Group]:
-        """The groups of a peak, without those that are never larger than what another one always needs."""
-        least = [sum(min(amounts) for _, amounts in group.nodes) for group in peak]
-        most = [sum(max(amounts) for _, amounts in group.nodes) + sum(sum(amounts) for _, amounts in group.values) for group in peak]
-        surest = max(range(len(peak)), key=lambda i: (least[i], -i), default=0)
-        return [group for i, group in enumerate(peak) if i == surest or most[i] > least[surest]] or [Group()]
 
     def _use(self, usage: dict[Span, Array], span: Span, amounts: Sequence[int]) -> None:
         if any(amounts):
@@ -111,14 +124,22 @@ class Modeller:
     ) -> None:
         """What the readers of a value share: its gradient by state, and by forward class the value itself and the copies kept of it."""
         nodes, nowhere = [reader.node for reader in value.readers], np.full(len(backward), -1)
-        self._share(value.producer, backward, {}, nowhere, nodes, states)
-        self._share(value.producer, forward, {}, nowhere, nodes, classes)
+        self._share((value.name, "backward"), value.producer, backward, {}, nowhere, nodes, states)
+        self._share((value.name, "forward"), value.producer, forward, {}, nowhere, nodes, classes)
         if kept and value.keepers:
             keepers = value.keepers
-            self._share(value.producer, np.zeros_like(forward), kept, home, [nodes[k] for k in keepers], [classes[k] for k in keepers])
+            readers, labels = [nodes[k] for k in keepers], [classes[k] for k in keepers]
+            self._share((value.name, "kept"), value.producer, np.zeros_like(forward), kept, home, readers, labels)
 
     def _share(
-        self, producer: int, costs: Array, uses: dict[Span, Array], home: Array, readers: Sequence[int], labels: Sequence[Array]
+        self,
+        name: tuple[str, str],
+        producer: int,
+        costs: Array,
+        uses: dict[Span, Array],
+        home: Array,
+        readers: Sequence[int],
+        labels: Sequence[Array],
     ) -> None:
         """Each label that a reader's strategy has is paid once: `costs[producer's strategy, label]`, and `uses` unless it is at home."""
         if not uses and not costs[costs < FORBIDDEN].any():
@@ -134,11 +155,12 @@ class Modeller:
         before = [payer]
         for r in range(len(readers)):
             if r != payer:
-                self._add_source(producer, costs, uses, home, readers, labels, before, r)
+                self._add_source(name, producer, costs, uses, home, readers, labels, before, r)
                 before.append(r)
 
     def _add_source(
         self,
+        name: tuple[str, str],
         producer: int,
         costs: Array,
         uses: dict[Span, Array],
@@ -163,6 +185,8 @@ class Modeller:
         node = len(self.costs)
         paid = source == PAID
         self.costs.append(np.zeros(len(states), dtype=np.int64))
+        every = costs.shape[1] + 1  # label, and none
+        self.places.append(Place((*name, r), (len(labels) + 2) * every, (source - PAID) * every + label + 1))
         self.usage.append({span: np.where(paid, amounts[label], 0) for span, amounts in uses.items()})
         self._forbid(node, readers[r], label[:, None] != labels[r][None, :])
         for j in before:
@@ -189,6 +213,34 @@ class Modeller:
             sums = {span: before.usage.get(span, 0) + edge.usage.get(span, 0) for span in spans}
             edge = Edge(np.minimum(before.cost + edge.cost, FORBIDDEN), {span: np.asarray(amounts) for span, amounts in sums.items()})
         self.edges[key] = edge
+
+
+def rows_of(problem: Problem) -> list[Row]:
+    """What each row of the model stands for."""
+    found = []
+    for row in range(len(problem.limits)):
+        first, second = ([_name(group) for group in peak] for peak in _two_peaks(problem, row))
+        found += [(row, one, other) for one in first for other in second]
+    return found
+
+
+def _two_peaks(problem: Problem, row: int) -> list[list[Group]]:
+    """The groups of a row's peaks; of a peak that it lacks one that takes nothing."""
+    peaks = [_groups(peak) for peak in problem.peaks[row]]
+    assert len(peaks) <= 2, "more than two peaks do not make ranges of rows"
+    return [*peaks, [Group()], [Group()]][:2]
+
+
+def _groups(peak: Sequence[Group]) -> list[Group]:
+    """The groups of a peak, without those that are never larger than what another one always needs."""
+    least = [sum(min(amounts) for _, amounts in group.nodes) for group in peak]
+    most = [sum(max(amounts) for _, amounts in group.nodes) + sum(sum(amounts) for _, amounts in group.values) for group in peak]
+    surest = max(range(len(peak)), key=lambda i: (least[i], -i), default=0)
+    return [group for i, group in enumerate(peak) if i == surest or most[i] > least[surest]] or [Group()]
+
+
+def _name(group: Group) -> Name:
+    return tuple(u for u, _ in group.nodes), tuple(v for v, _ in group.values)
 
 
 def known_costs(costs: Array) -> Array:

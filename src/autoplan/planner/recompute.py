@@ -16,20 +16,24 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from math import ceil
 from time import perf_counter
+from typing import TypedDict
 
 import numpy as np
 
 from autoplan.errors import OutOfTime
 from autoplan.planner.build import Built, build_problem
+from autoplan.planner.messages import Messages
 from autoplan.planner.numbers import Box, Copies, Numbers
+from autoplan.planner.pairwise import Place, Row
 from autoplan.planner.prices import Array
 from autoplan.planner.problem import NoneCheaper, Problem, Solution, cost_of, evaluate, is_feasible, restricted
 from autoplan.planner.shares import SharedBound, Shares
 from autoplan.planner.solve import smallest_memory, solve
 from autoplan.planner.solver.bound import Bound
-from autoplan.planner.solver.core import in_full
+from autoplan.planner.solver.model import in_full
 from autoplan.planner.solver.search import UNLIMITED
 
+VENTURE, MARGIN = 0.02, 0.1  # of what is proved: how much more plans are looked for first, and how far bounds without limits reach
 FIRST_SHARE = 0.5  # of the time that is left: what single numbers may take while no plan is known
 UNKNOWN = -(1 << 62)
 Kept = tuple[Array, ...]
@@ -53,15 +57,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Open:
-    """A box of one family that is still to be looked at: nothing in it costs less than `bound`."""
+    """A box of one family that is still to be looked at: nothing in it costs less than `bound`, and only what costs `at_most` matters here."""
 
     bound: int
-    single: bool  # of the same bound, ranges first: they soon say how much a good plan costs
+    late: bool  # of the same bound; single numbers are, since ranges soon say how much a good plan costs
     number: int  # then in the order in which they came
     family: _Family = field(compare=False)
     box: Box = field(compare=False)
     kept: Kept = field(compare=False)
     shares: Mapping[str, Shares] = field(compare=False)
+    at_most: int = field(compare=False)
 
 
 def cheapest(
@@ -117,6 +122,12 @@ class _Family:
         return self._ends[box]
 
 
+class _Experience(TypedDict):
+    prices: Mapping[Row, float]
+    messages: Messages | None
+    places: Sequence[Place]
+
+
 class _Cheapest:
     """The search for the cheapest."""
 
@@ -132,6 +143,8 @@ class _Cheapest:
         self.shared: SharedBound | None = None  # of the problem without limits, which costs no more than any
         self.ample: Bound | None = None  # what is proved by that of the choices that are cheaper than the best
         self.ample_cost: int | None = None  # what the best cost then
+        self.prices: Mapping[Row, float] = {}  # under which a box was bounded best, the last one
+        self.messages: Messages | None = None  # that bound the problem without limits best
         self.given_up: int | None = None  # the least bound of what time did not allow to finish
 
     @property
@@ -150,7 +163,7 @@ class _Cheapest:
             everything = tuple(np.arange(len(node.costs)) for node in first.start.problem.nodes)
             for family in filter(self._can_fit, self.families):
                 for box in family.copies.pieces(root):
-                    self._push(family, box, bound, everything, self._shares())
+                    self._push(family, box, bound, everything, self._shares(), UNLIMITED)
         while self.open and not self._is_enough(self.open[0].bound):
             if self.left_s <= 0:
                 self._give_up(self.open[0].bound)
@@ -166,8 +179,9 @@ class _Cheapest:
         """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
         built = family.fixed(root.least)
         free = replace(built.problem, limits=(), peaks=())
-        self.shared = SharedBound(free, perf_counter() + self.left_s * FIRST_SHARE)
+        self.shared = SharedBound(free, perf_counter() + self.left_s * FIRST_SHARE, margin=MARGIN)
         self.ample = self.shared.below
+        self.messages = self.shared.messages
         try:
             found = solve(free, self.left_s * FIRST_SHARE, shared=self.shared)
         except OutOfTime:
@@ -194,15 +208,16 @@ class _Cheapest:
 
     def _next(self) -> _Open:
         """The box with the least bound; while no plan is known, of single numbers those that fit most easily: the last family, the most copies."""
-        if self.cost is not None or not self.open[0].single:
+        if self.cost is not None or not self.open[0].late:
             return heapq.heappop(self.open)
-        found = max(self.open, key=lambda open_: (open_.single, self.families.index(open_.family), sum(open_.box.most), -open_.number))
+        found = max(self.open, key=lambda open_: (open_.late, self.families.index(open_.family), sum(open_.box.most), -open_.number))
         self.open.remove(found)
         heapq.heapify(self.open)
         return found
 
-    def _push(self, family: _Family, box: Box, bound: int, kept: Kept, shares: Mapping[str, Shares]) -> None:
-        heapq.heappush(self.open, _Open(bound, box.is_one, next(self.order), family, box, kept, shares))
+    def _push(self, family: _Family, box: Box, bound: int, kept: Kept, shares: Mapping[str, Shares], at_most: int) -> None:
+        like_ample = self.messages is not None and not any(box.most)  # begins with messages that fit
+        heapq.heappush(self.open, _Open(bound, box.is_one and not like_ample, next(self.order), family, box, kept, shares, at_most))
 
     def _is_enough(self, bound: int) -> bool:
         """Whether what has this bound has nothing that is cheaper than the best by more than preferences."""
@@ -215,17 +230,9 @@ class _Cheapest:
         """Those that bound the problem without limits best, as far as it was bounded."""
         return {} if self.shared is None else self.shared.shares
 
-    def _useful(self, kept: Kept) -> Kept:
-        """Which of these strategies a plan cheaper than the best may use, by what is proved without limits."""
-        if self.shared is None or self.ample is None or self.cost is None:
-            return kept
-        if self.ample_cost is None or self.cost < self.ample_cost:
-            self.ample, self.ample_cost = self.shared.exactly(self.cost) or self.ample, self.cost
-        return tuple(strategies[self.ample.conditional[u][strategies] <= self.cost] for u, strategies in enumerate(kept))
-
     def _visit(self, open_: _Open) -> None:
         """A box bounded and cut, or a single problem solved."""
-        open_ = replace(open_, kept=self._useful(open_.kept))
+        open_ = self._ventured(self._limited(open_))
         if not all(map(len, open_.kept)):
             return None
         if open_.box.is_one:
@@ -237,18 +244,55 @@ class _Cheapest:
 
         def meet(choice: Sequence[int]) -> int | None:
             self._meet_between(family, box, ends, choice, kept)
-            return None if self.cost is None else self.cost + slack
+            return self._cutoff(open_, slack)
 
-        shared = SharedBound(ends, self.deadline, None if self.cost is None else self.cost + slack, meet, open_.shares)
-        below = shared.below
+        shared = SharedBound(ends, self.deadline, self._cutoff(open_, slack), meet, open_.shares, **self._experience(kept))
+        cutoff = self._cutoff(open_, slack)
+        below = (shared.exactly(cutoff) if shared.is_wide and cutoff is not None else None) or shared.below
+        self.prices = shared.prices
         bound = max(open_.bound, below.value - slack)
-        top = UNLIMITED if self.cost is None else self.cost
+        top = min(open_.at_most, UNLIMITED if self.cost is None else self.cost)
         left = tuple(kept[u][costs - slack <= top] for u, costs in enumerate(below.conditional))
-        if not self._is_enough(bound) and all(map(len, left)):
+        if bound <= top and not self._is_enough(bound) and all(map(len, left)):
             known = self.best[1][k] if self.best is not None and self.best[0] is family else -1
             for part in box.around(known):  # mostly the best number is known by then, and its neighbours' bounds say that it is
-                self._push(family, part, bound, left, shared.shares)
+                self._push(family, part, bound, left, shared.shares, open_.at_most)
         return None
+
+    def _limited(self, open_: _Open) -> _Open:
+        """With only the strategies that a plan cheaper than the best may use, by what is proved without limits."""
+        if self.shared is None or self.ample is None or self.cost is None:
+            return open_
+        if self.ample_cost is None or self.cost < self.ample_cost:
+            self.ample, self.ample_cost = self.shared.exactly(self.cost) or self.ample, self.cost
+        return replace(open_, kept=self._cheap(open_.kept, self.cost))
+
+    def _ventured(self, open_: _Open) -> _Open:
+        """While no plan is known, of a wide problem only choices little above what is proved; the others are put off."""
+        if self.cost is not None or self.messages is None or self.ample is None:
+            return open_
+        least = self.ample.value
+        at_most = int(2 * max(open_.bound, least) - (1 - VENTURE) * least)  # twice as far as before, and a little
+        if at_most >= min(open_.at_most, (1 + MARGIN) * least):
+            return open_
+        self._push(open_.family, open_.box, at_most + 1, open_.kept, open_.shares, open_.at_most)
+        return replace(open_, kept=self._cheap(open_.kept, at_most), at_most=at_most)
+
+    def _cheap(self, kept: Kept, at_most: int) -> Kept:
+        """Which of these strategies a choice that costs at most so much may use."""
+        assert self.ample is not None
+        return tuple(strategies[self.ample.conditional[u][strategies] <= at_most] for u, strategies in enumerate(kept))
+
+    def _experience(self, kept: Kept) -> _Experience:
+        """What other boxes' bounds ended up with, for that of one with only these strategies."""
+        nodes = self.families[0].start.problem.nodes
+        places = [Place(u, len(node.costs), strategies) for u, (node, strategies) in enumerate(zip(nodes, kept, strict=True))]
+        return {"prices": self.prices, "messages": self.messages, "places": places}
+
+    def _cutoff(self, open_: _Open, slack: int = 0) -> int | None:
+        """What a choice must cost less than to be of interest, with so much more where costs are rounded down; None while there is none."""
+        known = [cost for cost in (self.cost, open_.at_most + 1 if open_.at_most < UNLIMITED else None) if cost is not None]
+        return min(known) + slack if known else None
 
     def _solve(self, open_: _Open) -> None:
         """The numbers of a box fixed, the cheapest choice."""
@@ -265,15 +309,17 @@ class _Cheapest:
 
         found: Solution | NoneCheaper | None
         try:
-            if self.cost is None:
+            cutoff = self._cutoff(open_)
+            if cutoff is None:
                 hint = _fitting(problem, self.left_s * share)
                 if hint is None:
                     return None
-                shared = SharedBound(problem, end, None, shares=open_.shares)
+                shared = SharedBound(problem, end, shares=open_.shares)
                 found = solve(problem, end - perf_counter(), hint=hint, shared=shared, proved=open_.bound, on_progress=report)
             else:
-                shared = SharedBound(problem, end, self.cost, shares=open_.shares)
-                found = solve(problem, end - perf_counter(), cutoff=self.cost, shared=shared, proved=open_.bound, on_progress=report)
+                shared = SharedBound(problem, end, cutoff, shares=open_.shares, **self._experience(open_.kept))
+                self.prices = shared.prices
+                found = solve(problem, end - perf_counter(), cutoff=cutoff, shared=shared, proved=open_.bound, on_progress=report)
         except OutOfTime:
             return self._give_up(open_.bound)
         if found is None:
@@ -283,7 +329,7 @@ class _Cheapest:
             if found.status != "optimal" and share == 1.0:
                 self.deadline = perf_counter()  # cut short, be it by the user
         bound = max(open_.bound, found.bound)
-        return None if self._is_enough(bound) else self._give_up(bound)
+        return None if self._is_enough(bound) or bound > open_.at_most else self._give_up(bound)
 
     def _meet(self, family: _Family, numbers: Numbers, choice: Sequence[int]) -> bool:
         """Whether a choice fits with just so many copies; remembered if it is the best."""

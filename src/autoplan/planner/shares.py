@@ -13,13 +13,16 @@ from time import perf_counter
 
 import numpy as np
 
-from autoplan.planner.pairwise import Modeller, known_costs, model_of, price_of
+from autoplan.planner.messages import Messages
+from autoplan.planner.pairwise import Modeller, Place, Row, known_costs, price_of, rows_of
 from autoplan.planner.problem import Problem, ProblemValue, evaluate
 from autoplan.planner.solver.bound import Bound, bound
-from autoplan.planner.solver.core import chosen_from, engine_for, glance, in_full
+from autoplan.planner.solver.core import engine_for, glance
 from autoplan.planner.solver.either import Either
-from autoplan.planner.solver.eliminate import Elimination, TooWide
-from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span
+from autoplan.planner.solver.eliminate import LARGEST_TABLE as LARGEST_AT_FIRST
+from autoplan.planner.solver.eliminate import Elimination, TooWide, steps_for
+from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span, chosen_from, in_full
+from autoplan.planner.solver.narrowing import Narrowing
 from autoplan.planner.solver.passing import Passing
 
 WHOLE = 64
@@ -28,7 +31,7 @@ STEP = 0.5  # of the way to the readers that use a state, at first
 SHRINKING = 0.6  # of the step, where it leads to no better bound
 SHORTEST = 0.2
 PATIENCE = 0.2  # of the shortest step, where bounds are too weak to go on
-LARGEST_TABLE = 8_000_000  # entries
+LARGEST_TABLE = 8_000_000  # entries, where only some strategies are left
 LARGEST_BY_SHARES = 6_000  # strategies: beyond, messages take long to bring shares near; on 8x8x8 they left 11 % where nodes left none
 CLOSE = 1e-6  # of the bound: what is no better than that is not better
 
@@ -39,7 +42,8 @@ class SharedBound:
     Only choices cheaper than `cutoff` count. With several problems, of the same nodes, values and rows, the bounds hold for
     each of them and for every problem whose amounts lie evenly between theirs: under given prices of memory the least cost of
     such a problem is a concave function of where it lies. `meet` is then told each choice and answers the best cost known.
-    `shares` are to begin with, by value, such as those of a similar problem; they end up as the best found.
+    `shares`, by value, `prices` of the model's rows and `messages` are to begin with, such as those that a similar problem ended up
+    with; `places` say what strategies are called in these, if they are not all there are. Bounds on strategies reach up to what is cheaper than `cutoff`, or the best met, by a `margin`, a part of that.
     """
 
     def __init__(
@@ -49,6 +53,10 @@ class SharedBound:
         cutoff: int | None = None,
         meet: Callable[[Sequence[int]], int | None] | None = None,
         shares: Mapping[str, Shares] | None = None,
+        prices: Mapping[Row, float] | None = None,
+        messages: Messages | None = None,
+        places: Sequence[Place] = (),
+        margin: float = 0.0,
     ) -> None:
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         self.problem = self.problems[0]
@@ -57,14 +65,25 @@ class SharedBound:
         assert len(self.shares) == len(self.problem.values), "names of values are distinct"
         self.choice: tuple[int, ...] | None = None
         self.cost = cutoff
+        self.magnitude: int | None = None
         self.meet = meet or self._meet
         self.last: tuple[int, ...] = ()
+        self.rows = rows_of(self.problem)
+        self.prices = prices or {}
+        self.margin = margin
+        self.messages = messages
+        self.places = places
         everything = [np.arange(len(node.costs)) for node in self.problem.nodes]
-        try:
+        if self._is_narrow(everything, LARGEST_AT_FIRST):
             self.below = self._rounds(everything, None, Elimination)
-        except TooWide:
-            is_wide = self.problem.strategies > LARGEST_BY_SHARES
-            self.below = self._whole() if is_wide else self._rounds(everything, None, Passing)
+        else:
+            self.below = self._whole() if self.is_wide else self._rounds(everything, None, Passing)
+        self.prices = dict(zip(self.rows, self.below.prices.tolist(), strict=True))
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether messages have bounded the whole instead of the simpler problem, if nodes could not be taken out of that."""
+        return self.problem.strategies > LARGEST_BY_SHARES
 
     def within(self, threshold: int) -> Bound | None:
         """Closer bounds on the choices of at most `threshold`, None where too many strategies are left for that."""
@@ -90,25 +109,66 @@ class SharedBound:
 
     def _closer(self, alive: Sequence[Array], below: Bound, threshold: int) -> Bound | None:
         """The bounds by taking out all nodes, None where that is too much work."""
-        try:
-            return _stronger(
-                below, self._rounds(alive, below.prices, lambda model, _: Elimination(model, max(1, threshold), LARGEST_TABLE))
-            )
-        except TooWide:
+        if not self._is_narrow(alive, LARGEST_TABLE):
             return None
+        return _stronger(below, self._rounds(alive, below.prices, lambda model, _: Elimination(model, max(1, threshold), LARGEST_TABLE)))
+
+    def _is_narrow(self, alive: Sequence[Array], largest: int) -> bool:
+        """Whether all nodes, with only the strategies `alive` of each, can be taken out of the simpler problem."""
+        near: list[set[int]] = [set() for _ in self.problem.nodes]
+        for value in self.problem.values:
+            for reader in value.readers:
+                if reader.node != value.producer:
+                    near[value.producer].add(reader.node)
+                    near[reader.node].add(value.producer)
+        try:
+            steps_for(near, list(map(len, alive)), largest)
+        except TooWide:
+            return False
+        return True
+
+    def _first_prices(self) -> Array:
+        """Those to begin with: of rows that are unknown here, at the first row that stands for the same row of the problem."""
+        prices = np.zeros(len(self.rows))
+        place = {row: number for number, row in reversed(list(enumerate(self.rows)))}
+        of_problem = {row[0]: number for number, row in reversed(list(enumerate(self.rows)))}
+        for row, price in self.prices.items():
+            number = place.get(row, of_problem.get(row[0]))
+            if number is not None:
+                prices[number] += price
+        return prices
+
+    def _magnitude(self, models: Sequence[Model]) -> int:
+        """About what a good choice costs."""
+        if self.magnitude is None:
+            self.magnitude = max(map(glance, models)) if self.cost is None else max(1, self.cost)
+        return self.magnitude
 
     def _whole(self) -> Bound:
         """The bounds by messages in the models that have nodes for what is shared: closer than by messages in those without."""
-        models = [model_of(problem) for problem in self.problems]
-        magnitude = max(map(glance, models))
-        engines = [Passing(model, magnitude) for model in models]
-        below = bound(
-            _together(engines),
-            np.zeros(len(models[0].limits)),
-            lambda choice, used: self._met(choice[: len(self.problem.nodes)]),
-            self.deadline,
-        )
-        return replace(below, conditional=below.conditional[: len(self.problem.nodes)])
+        modellers = [Modeller(problem) for problem in self.problems]
+        models = [modeller.model() for modeller in modellers]
+        if self.messages is not None:
+            self.magnitude = self.messages.magnitude
+        engines = [Passing(model, self._magnitude(models)) for model in models]
+        nodes = len(self.problem.nodes)
+        places = [[*(self.places or modeller.places[:nodes]), *modeller.places[nodes:]] for modeller in modellers]
+        if self.messages is not None:
+            for one, names in zip(engines, places, strict=True):
+                self.messages.hand_on(one, names)
+        engine = Narrowing(Either(engines))
+
+        def meet(choice: Sequence[int], used: Array) -> int | None:
+            known = self._met(choice[:nodes])
+            if known is not None:
+                engine.narrow(known + int(self.margin * abs(known)))
+            return known
+
+        below = bound(engine, self._first_prices(), meet, self.deadline, until=lambda: self._is_narrow(engine.kept[:nodes], LARGEST_TABLE))
+        first = engine.engine.engines[0]
+        assert isinstance(first, Passing)
+        self.messages = Messages.of(first, [place.among(kept) for place, kept in zip(places[0], engine.kept, strict=True)])
+        return replace(below, conditional=below.conditional[:nodes])
 
     def _rounds(
         self,
@@ -122,15 +182,15 @@ class SharedBound:
         engines: list[Passing | Elimination] = []
         for _ in range(ROUNDS):
             models = [_among(relaxation(problem, self.shares), alive) for problem in self.problems]
-            prices = np.zeros(len(models[0].limits)) if prices is None else prices
+            prices = self._first_prices() if prices is None else prices
             assert len({len(model.limits) for model in models}) == 1, "prices are by row"
             if engines:
                 for running, model in zip(engines, models, strict=True):
                     running.set_model(model)
             else:
-                magnitude = max(map(glance, models))
+                magnitude = self._magnitude(models)
                 engines = [engine(model, magnitude) for model in models]
-            below = bound(_together(engines), prices, lambda choice, used: self._met(in_full(choice, alive)), self.deadline)
+            below = bound(Either(engines), prices, lambda choice, used: self._met(in_full(choice, alive)), self.deadline)
             if best is None or below.value > best.value + abs(best.value) * CLOSE:
                 good, prices = self.shares, below.prices
             else:
@@ -159,10 +219,6 @@ class SharedBound:
         if result.cost is not None and fits and (self.cost is None or result.cost < self.cost):
             self.choice, self.cost = tuple(choice), result.cost
         return self.cost
-
-
-def _together(engines: Sequence[Passing | Elimination]) -> Passing | Elimination | Either:
-    return engines[0] if len(engines) == 1 else Either(engines)
 
 
 def _stronger(first: Bound, second: Bound) -> Bound:

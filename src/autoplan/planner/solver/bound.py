@@ -11,6 +11,7 @@ import numpy as np
 from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import Array
+from autoplan.planner.solver.narrowing import Narrowing
 from autoplan.planner.solver.passing import FEW, MANY, SOME, Passing
 from autoplan.planner.solver.prices import Cuts
 
@@ -28,15 +29,24 @@ class Bound:
     prices: Array
 
 
-Engine = Passing | Elimination | Either
+Engine = Passing | Elimination | Either | Narrowing
 Meet = Callable[[Sequence[int], Array], int | None]
 
 
-def bound(engine: Engine, prices: Array, meet: Meet, deadline: float | None, *, simplex: bool = False) -> Bound:
+def bound(
+    engine: Engine,
+    prices: Array,
+    meet: Meet,
+    deadline: float | None,
+    *,
+    simplex: bool = False,
+    until: Callable[[], bool] | None = None,
+) -> Bound:
     """Sweep, look at the choice that the messages suggest, move prices towards what it uses too much of, and again.
 
     `meet(choice, used)` is told each choice with what it uses, and answers the cost of the best one known, None while there
-    is none. With `simplex` the prices add up to 1 (to bound the greatest row), else they are any from 0 up.
+    is none. With `simplex` the prices add up to 1 (to bound the greatest row), else they are any from 0 up. It ends when the bound
+    gets no better, or `until` says so.
     """
     cuts = Cuts(prices, simplex=simplex)
     mark, idle = -1e300, 0
@@ -48,7 +58,8 @@ def bound(engine: Engine, prices: Array, meet: Meet, deadline: float | None, *, 
         known = meet(choice, engine.model.used_by(choice))
         idle = 0 if cuts.value > mark + abs(mark) * PROGRESS else idle + 1
         mark = mark if idle else cuts.value
-        if idle >= PATIENCE or (known is not None and cuts.value >= known) or not len(prices):
+        is_enough = (known is not None and cuts.value >= known) or (until is not None and until())
+        if idle >= PATIENCE or is_enough or not len(prices):
             break
         if deadline is not None and perf_counter() > deadline:
             break
@@ -61,7 +72,7 @@ def bound(engine: Engine, prices: Array, meet: Meet, deadline: float | None, *, 
         if more is None:
             break
         prices = more
-    below = _conclude(engine, cuts.center, int(cuts.value), deadline, simplex=simplex)
+    below = _conclude(engine, cuts.center, int(cuts.value), FEW if is_enough else MANY, deadline, simplex=simplex)
     if not engine.exact:
         choice = engine.decode()
         meet(choice, engine.model.used_by(choice))
@@ -74,12 +85,12 @@ def _excess(engine: Engine) -> Array:
     return sum(model.used_by(choice) for choice in choices) / len(choices) - model.limits
 
 
-def _conclude(engine: Engine, prices: Array, best: int, deadline: float | None, *, simplex: bool) -> Bound:
-    """The bounds on strategies under the best prices."""
+def _conclude(engine: Engine, prices: Array, best: int, sweeps: int, deadline: float | None, *, simplex: bool) -> Bound:
+    """The bounds on strategies under the best prices, after so many sweeps at most."""
     is_late = deadline is not None and perf_counter() > deadline
     if is_late and engine.exact:
         return Bound(best, tuple(np.full(len(costs), best) for costs in engine.model.costs), prices)
     engine.set_prices(prices, whole=simplex)
-    engine.improve(FEW if is_late else MANY, deadline)
+    engine.improve(FEW if is_late else sweeps, deadline)
     value = max(best, engine.bound)
     return Bound(value, tuple(np.maximum(costs, value) for costs in engine.conditionals()), prices)

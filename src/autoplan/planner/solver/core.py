@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.eliminate import Elimination, TooWide
-from autoplan.planner.solver.model import Array, Model
+from autoplan.planner.solver.model import Array, Model, chosen_from, in_full
 from autoplan.planner.solver.passing import Passing
 from autoplan.planner.solver.priced import BITS
 from autoplan.planner.solver.reduce import Infeasible
@@ -57,22 +56,3 @@ def restricted(model: Model, below: Bound, threshold: int) -> tuple[Model, list[
     if not all(map(len, kept)):
         raise Infeasible
     return chosen_from(model, kept), kept
-
-
-def in_full(choice: Sequence[int], kept: Sequence[Array]) -> tuple[int, ...]:
-    """A choice among the strategies that were kept of each node, in their former numbers."""
-    return tuple(int(strategies[s]) for strategies, s in zip(kept, choice, strict=True))
-
-
-def chosen_from(model: Model, kept: Sequence[Array]) -> Model:
-    """The model with only the strategies `kept` of each node."""
-    edges = {}
-    for (u, w), edge in model.edges.items():
-        usage = {span: amounts[kept[u]][:, kept[w]] for span, amounts in edge.usage.items()}
-        edges[u, w] = replace(edge, cost=edge.cost[kept[u]][:, kept[w]], usage=usage)
-    return replace(
-        model,
-        costs=[costs[keep] for costs, keep in zip(model.costs, kept, strict=True)],
-        usage=[{span: amounts[keep] for span, amounts in usage.items()} for usage, keep in zip(model.usage, kept, strict=True)],
-        edges=edges,
-    )

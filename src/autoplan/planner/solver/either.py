@@ -53,6 +53,14 @@ class Either:
         """What the bound leans on in the model that bounds least."""
         return self.weakest.leaning()
 
+    def narrowed(self, kept: Sequence[Array]) -> Either:
+        """The same with only the strategies `kept` of each node; only for engines of messages."""
+        engines = [engine.narrowed(kept) for engine in self.engines if isinstance(engine, Passing)]
+        assert len(engines) == len(self.engines), "tables have no messages to go on with"
+        found = Either(engines)
+        found.weakest = engines[self.engines.index(self.weakest)]
+        return found
+
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it, in any of the models."""
         return [np.minimum.reduce(costs) for costs in zip(*(engine.conditionals() for engine in self.engines), strict=True)]

@@ -48,7 +48,7 @@ class Elimination:
         """
         self.priced = Priced(model, magnitude)
         self.sizes = [len(costs) for costs in model.costs]
-        self.steps = _plan(model, self.sizes, largest, last)
+        self.steps = steps_for(model.neighbours(), self.sizes, largest, last)
         self.results: list[Array] = []
         self.value = 0
 
@@ -184,9 +184,10 @@ def _order(have: Sequence[int], want: Sequence[int]) -> list[int]:
     return [list(have).index(node) for node in want]
 
 
-def _plan(model: Model, sizes: Sequence[int], largest: int, last: Collection[int] = ()) -> list[Step]:
-    """The order in which to take nodes out: always the one whose table is smallest, but `last` behind all others."""
-    neighbours = model.neighbours()
+def steps_for(
+    neighbours: Sequence[Collection[int]], sizes: Sequence[int], largest: int = LARGEST_TABLE, last: Collection[int] = ()
+) -> list[Step]:
+    """The order in which to take nodes out: always the one whose table is smallest, but `last` behind all others; raises TooWide."""
     near = {u: set(around) for u, around in enumerate(neighbours)}
 
     def table(u: int) -> float:

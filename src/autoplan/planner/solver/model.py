@@ -10,7 +10,7 @@ another, or the memory of a step whose peak is one of many. All numbers are inte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -118,3 +118,22 @@ class Found:
     choice: tuple[int, ...] | None
     bound: int | None
     finished: bool
+
+
+def in_full(choice: Sequence[int], kept: Sequence[Array]) -> tuple[int, ...]:
+    """A choice among the strategies that were kept of each node, in their former numbers."""
+    return tuple(int(strategies[s]) for strategies, s in zip(kept, choice, strict=True))
+
+
+def chosen_from(model: Model, kept: Sequence[Array]) -> Model:
+    """The model with only the strategies `kept` of each node."""
+    edges = {}
+    for (u, w), edge in model.edges.items():
+        usage = {span: amounts[kept[u]][:, kept[w]] for span, amounts in edge.usage.items()}
+        edges[u, w] = replace(edge, cost=edge.cost[kept[u]][:, kept[w]], usage=usage)
+    return replace(
+        model,
+        costs=[costs[keep] for costs, keep in zip(model.costs, kept, strict=True)],
+        usage=[{span: amounts[keep] for span, amounts in usage.items()} for usage, keep in zip(model.usage, kept, strict=True)],
+        edges=edges,
+    )

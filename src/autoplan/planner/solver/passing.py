@@ -11,13 +11,14 @@ within the limits.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from time import perf_counter
 
 import numpy as np
 
-from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model
+from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model, chosen_from
 from autoplan.planner.solver.priced import CAP, Priced
 
 FEW, SOME, MANY = 3, 15, 150  # sweeps, at most: between two moves of prices, before the first, and once prices are settled
@@ -56,9 +57,16 @@ class _Groups:
 
 
 def _alike(layers: list[Array]) -> Array:
-    """[row]: the number of the first rows that are the same in every layer, counted without gaps."""
-    seen: dict[bytes, int] = {}
-    return np.array([seen.setdefault(b"".join(row.tobytes() for row in rows), len(seen)) for rows in zip(*layers, strict=True)])
+    """[row]: the number of the rows that are the same in every layer."""
+    bits = [layer.astype(np.uint64) for layer in layers]
+    spread = [array ^ (array >> np.uint64(29)) for array in bits]  # FORBIDDEN is one high bit, of which products leave little
+    for seed in count():
+        random = np.random.default_rng(seed)
+        keys = sum(array @ random.integers(1 << 64, size=array.shape[1], dtype=np.uint64) for array in spread)
+        _, first, numbers = np.unique(keys, return_index=True, return_inverse=True)
+        if all((layer == layer[first[numbers]]).all() for layer in layers):  # else different rows have the same key by chance
+            return numbers
+    raise AssertionError("keys are random")
 
 
 @dataclass(slots=True)
@@ -89,6 +97,7 @@ class Passing:
         """`magnitude` is about the cost of a good choice, for scaling."""
         degree = np.bincount([end for pair in model.edges for end in pair], minlength=1).max()
         self.priced = Priced(model, magnitude, min(CAP, (1 << 61) // (int(degree) + 4)))
+        self.magnitude, self.prices = magnitude, np.zeros(len(model.limits))
         sizes = [len(costs) for costs in model.costs]
         self.first = np.cumsum([0, *sizes])[:-1]
         self.costs = np.concatenate([np.zeros(0, dtype=np.int64), *self.priced.nodes])
@@ -158,6 +167,7 @@ class Passing:
 
     def conditionals(self) -> list[Array]:
         """For each strategy the bound on the cost of the choices that use it."""
+        self.conditional = [np.full(len(costs), -FORBIDDEN) for costs in self.theta]
         for _ in range(2):
             self.sweep(collect=True)
         return [self.priced.unscaled_all(costs) for costs in self.conditional]
@@ -219,6 +229,26 @@ class Passing:
         """What the bound leans on: the cheapest strategy of each node when it was visited last, forwards and backwards."""
         return self.visited
 
+    def received(self, u: int, w: int) -> Array:
+        """The messages to a node from the edge with another."""
+        place = self.place[u, w]
+        return self.messages[place : place + len(self.theta[u])]
+
+    def receive(self, messages: Mapping[tuple[int, int], Array]) -> None:
+        """Go on with these messages to the first node from the edge with the second, and with the others as they are."""
+        for (u, w), message in messages.items():
+            before = self.received(u, w)
+            self.theta[u] += message - before
+            before[:] = message
+        self._pull(self.model.edges)
+
+    def narrowed(self, kept: Sequence[Array]) -> Passing:
+        """The same messages under the same prices, between only the strategies `kept` of each node."""
+        found = Passing(chosen_from(self.model, kept), self.magnitude)
+        found.set_prices(self.prices)
+        found.receive({(u, w): self.received(u, w)[kept[u]] for u, w in self.place})
+        return found
+
     def set_model(self, model: Model) -> None:
         """Go on with a model of the same nodes, strategies and edges, without prices; what the messages have moved stays moved."""
         before = list(self.priced.nodes)
@@ -228,6 +258,7 @@ class Passing:
 
     def set_prices(self, rows: Array, *, whole: bool = False) -> None:
         """Go on under other prices of the rows (in cost per unit of use); what the messages have moved stays moved."""
+        self.prices = rows
         before = list(self.priced.nodes)
         self.priced.set_prices(rows, whole=whole)
         self._recharge(self.priced.charged_nodes, before, self.priced.charged_edges)

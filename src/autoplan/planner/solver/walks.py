@@ -13,9 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from autoplan.planner.solver.core import chosen_from, in_full
 from autoplan.planner.solver.eliminate import Elimination
-from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model
+from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model, chosen_from, in_full
 from autoplan.planner.solver.priced import BITS, CAP
 
 LARGEST_TABLE = 4_000_000  # entries
