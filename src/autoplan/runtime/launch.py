@@ -23,6 +23,16 @@ def this_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def _let_segments_grow() -> None:
+    """Have CUDA's allocator join free pieces, unless the user has settings: plans count what is allocated, not what lies between.
+
+    Llama 8B with 6 x 8192 tokens on two GPUs has a peak of 130.8 of 139.8 GiB; without this it ran out, 6.8 GiB being in pieces too
+    small (benchmarks/runtime). The allocator reads the variable when it first allocates.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
 @contextlib.contextmanager
 def join_mesh(plan: Plan | str | Path) -> Iterator[DeviceMesh]:
     """The device mesh of a plan, over the processes that torchrun started, each on its device: nccl on CUDA, gloo on the CPU.
@@ -67,6 +77,7 @@ class Launch:
         """Make the process group and the mesh over it; the processes of a host share its cores."""
         kind = "cuda" if torch.cuda.is_available() else "cpu"
         if kind == "cuda":
+            _let_segments_grow()
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         else:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
