@@ -12,6 +12,7 @@ from time import perf_counter
 
 import numpy as np
 
+from autoplan.planner.solver.around import Around
 from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.priced import CAP, Priced
 from autoplan.planner.solver.thin import ThinPart
@@ -39,15 +40,10 @@ class Improver:
         self.near = model.neighbours()
         degree = max(map(len, self.near), default=0)
         self.priced = Priced(model, self.magnitude, min(CAP, (1 << 61) // (degree + 4)))
-        self.around = [self._around(u, others) for u, others in enumerate(self.near)]
+        self.around = Around(model, self.near, self.priced)
+        self.start = tuple(choice)
         self.choice, self.prices = list(choice), prices.copy()
         self.used = model.used_by(self.choice)
-
-    def _around(self, u: int, others: list[int]) -> tuple[Array, Array, Array]:
-        """A node's neighbours, where the rows of each begin, and what every strategy of theirs costs with each of the node."""
-        sizes = [len(self.model.costs[w]) for w in others]
-        matrix = np.concatenate([np.zeros((0, len(self.model.costs[u])), dtype=np.int64), *(self.priced.edge(w, u) for w in others)])
-        return np.array(others, dtype=np.int64), np.cumsum([0, *sizes], dtype=np.int64)[:-1], matrix
 
     def run(self, patience: int, deadline: float | None) -> None:
         """Go on until so many forests in a row have led to nothing better, or the time is over."""
@@ -60,18 +56,17 @@ class Improver:
 
     def _step(self) -> None:
         self._move_prices()
-        self.priced.set_prices(self.prices)
-        for pair in self.priced.charged_edges:
-            for u, w in (pair, pair[::-1]):
-                others, starts, matrix = self.around[u]
-                start = starts[self.near[u].index(w)]
-                matrix[start : start + len(self.model.costs[w])] = self.priced.edge(w, u)
+        self._charge()
         if self.steps % FORESTS:
             self._choose(self._forest())
         else:
             self._choose_thin(ThinPart(self.near, self.sizes, self.random, LARGEST_TABLE))
         self.steps += 1
         self.used = self.model.used_by(self.choice)
+
+    def _charge(self, weights: Array | None = None) -> None:
+        self.priced.set_prices(self.prices, weights=weights)
+        self.around.take_over(self.priced.charged_edges)
 
     def _move_prices(self) -> None:
         excess = self.used - self.model.limits
@@ -121,12 +116,7 @@ class Improver:
     def _choose_thin(self, part: ThinPart) -> None:
         """The cheapest strategies of the nodes of a narrow part under the prices."""
         chosen = np.array(self.choice)
-
-        def alone(u: int, is_fixed: Array) -> Array:
-            others, starts, matrix = self.around[u]
-            return self.priced.nodes[u] + np.add.reduce(matrix[(starts + chosen[others])[is_fixed[others]]], 0)
-
-        part.choose(chosen, alone, self.priced.edge)
+        part.choose(chosen, self.around.sums(chosen, part.is_fixed), self.priced.edge)
         self.choice = chosen.tolist()
 
     def _choose(self, parents: dict[int, int]) -> None:
@@ -134,11 +124,7 @@ class Improver:
         priced, choice = self.priced, self.choice
         chosen, outside = np.array(choice), np.ones(len(choice), dtype=bool)
         outside[list(parents)] = False
-        totals = {}
-        for u in parents:
-            others, starts, matrix = self.around[u]
-            rows = (starts + chosen[others])[outside[others]]
-            totals[u] = priced.nodes[u] + np.add.reduce(matrix[rows], 0)
+        totals = self.around.sums(chosen, outside)
         best: dict[int, Array] = {}
         for u in reversed(parents):
             parent = parents[u]

@@ -31,17 +31,17 @@ class ThinPart:
         self.is_fixed[order] = False
         self.steps = steps_of(order, scopes, near)
 
-    def choose(self, choice: Array, alone: Callable[[int, Array], Array], edge: Callable[[int, int], Array]) -> None:
+    def choose(self, choice: Array, alone: Sequence[Array], edge: Callable[[int, int], Array]) -> None:
         """Write the best strategies of all nodes but the fixed into `choice`.
 
-        `alone(u, is_fixed)` is what the strategies of u cost with those of the fixed nodes, `edge(u, w)` the matrix of an edge.
+        `alone[u]` is what the strategies of u cost with those of the fixed nodes, `edge(u, w)` the matrix of an edge.
         """
         tables: list[Array] = []
         results: list[Array] = []
         for step in self.steps:
             axes = (*step.scope, step.node)
             table = np.empty([self.sizes[u] for u in axes], dtype=np.int64)
-            table[...] = alone(step.node, self.is_fixed)
+            table[...] = alone[step.node]
             for w in step.edges:
                 table += spread(edge(w, step.node), (w, step.node), axes)
             np.minimum(table, FORBIDDEN, out=table)
@@ -72,7 +72,7 @@ def _take_out(near: Sequence[Sequence[int]], sizes: Sequence[int], random: Rando
         gone[u] = True
         for w in around[u]:
             around[w].discard(u)
-            weight[w] = logs[w] + sum(logs[x] for x in around[w])
+            weight[w] -= logs[u]
             heappush(by_weight, (weight[w] + JITTER * random.random(), w, weight[w]))
 
     while by_weight:
@@ -83,7 +83,10 @@ def _take_out(near: Sequence[Sequence[int]], sizes: Sequence[int], random: Rando
             order.append(u)
             scopes.append(set(around[u]))
             for w in around[u]:
-                around[w] |= around[u] - {w}
+                joining = around[u] - around[w]
+                joining.discard(w)
+                around[w] |= joining
+                weight[w] += sum(logs[x] for x in joining)
             take(u)
         else:
             _, u, degree = heappop(by_degree)
