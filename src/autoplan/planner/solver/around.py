@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Around:
         self.starts = (np.cumsum(degrees) - degrees)[self.touched]
         self.take_over(model.edges)
 
-    def take_over(self, edges: Sequence[tuple[int, int]] | dict[tuple[int, int], object]) -> None:
+    def take_over(self, edges: Iterable[tuple[int, int]]) -> None:
         """Read anew what these edges are charged."""
         for u, w in edges:
             for node, other in ((u, w), (w, u)):

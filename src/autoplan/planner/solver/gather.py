@@ -18,9 +18,9 @@ from autoplan.planner.solver.reduce import Infeasible, reduce
 from autoplan.planner.solver.uneven import ROUNDS, Uneven
 
 FAR = 0.2  # of what is proved
-OTHERWISE = 4  # one turn of so many goes to the other kind of walk
+OTHERWISE = 8  # one turn of so many goes to the other kind of walk
 PATIENCE = 30  # steps of an even walk that lead to nothing better
-TURN = 0.25  # of the time left, at most
+TURN = 0.3  # of the time left, at most
 REMEMBERED = 6  # ends
 
 Take = Callable[[Sequence[int], int], None]

@@ -13,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from autoplan.planner.solver.eliminate import spread, steps_of
+from autoplan.planner.solver.eliminate import steps_of
 from autoplan.planner.solver.model import FORBIDDEN, Array
 
 JITTER = 0.5  # of the logarithm of a table's size, at random, so that parts differ
@@ -43,16 +43,22 @@ class ThinPart:
             table = np.empty([self.sizes[u] for u in axes], dtype=np.int64)
             table[...] = alone[step.node]
             for w in step.edges:
-                table += spread(edge(w, step.node), (w, step.node), axes)
+                table += edge(w, step.node).reshape(self._shape((w, step.node), axes))
             np.minimum(table, FORBIDDEN, out=table)
             for child in step.children:
-                table += spread(results[child], self.steps[child].scope, axes)
+                result = results[child]  # its first axis is the node's, the others are in the order of ours
+                turned = result.transpose((*range(1, result.ndim), 0))
+                table += turned.reshape(self._shape(self.steps[child].scope, axes))
                 np.minimum(table, FORBIDDEN, out=table)
             least = table.min(-1)
             results.append(least - least.min())
             tables.append(table)
         for step, table in zip(reversed(self.steps), reversed(tables), strict=True):
             choice[step.node] = table[tuple(choice[list(step.scope)])].argmin()
+
+    def _shape(self, among: Sequence[int], axes: Sequence[int]) -> list[int]:
+        """Of a table of the nodes `among` that is to be added to one of the nodes `axes`."""
+        return [self.sizes[u] if u in among else 1 for u in axes]
 
 
 def _take_out(near: Sequence[Sequence[int]], sizes: Sequence[int], random: Random, largest: int) -> tuple[list[int], list[set[int]]]:

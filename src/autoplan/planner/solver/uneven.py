@@ -53,7 +53,7 @@ class Uneven(Improver):
             self.passing.sweep()
         self._meet(self.passing.decode())
         for _ in range(FORESTS):
-            self._choose(self._forest())
+            self._choose_forest(())
             self._meet(self.choice)
 
     def _meet(self, choice: Sequence[int]) -> None:
