@@ -172,7 +172,11 @@ def test_gathering_ends_at_the_optimum_of_most_small_problems() -> None:
         taken: list[tuple[int, ...]] = []
         dearest = max(possible, key=lambda choice: possible[choice])
         below = bound(Passing(model, 40), np.zeros(len(model.limits)), lambda choice, used: None, None)
-        gathering = Gathering(model, below, dearest, lambda choice, cost: taken.append(tuple(choice)))
+
+        def take(choice: Sequence[int], cost: int, taken: list[tuple[int, ...]] = taken) -> None:
+            taken.append(tuple(choice))
+
+        gathering = Gathering(model, below, dearest, take)
         gathering.add(possible[dearest], dearest)
         gathering.run(10, None, below.value)
         costs = [possible[choice] for choice in (dearest, *taken)]
