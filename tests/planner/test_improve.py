@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from random_models import choices, peaks, random_model
 
+from autoplan.planner.solver.bound import bound
+from autoplan.planner.solver.combine import combined
+from autoplan.planner.solver.gather import Gathering
 from autoplan.planner.solver.improve import Improver
 from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
+from autoplan.planner.solver.passing import Passing
 from autoplan.planner.solver.rows import without_superfluous_rows
 from autoplan.planner.solver.search import minimise_cost
 from autoplan.planner.solver.thin import ThinPart
+from autoplan.planner.solver.uneven import Uneven
 
 SEEDS = range(60)
 
@@ -105,9 +110,10 @@ def test_a_narrow_part_is_chosen_as_well_as_it_can_be(seed: int) -> None:
         assert len(free) == len(sizes) or largest < 10_000
         chosen = np.array([Random(seed + u).randrange(size) for u, size in enumerate(sizes)])
 
-        def alone(u: int, is_fixed: Array, chosen: Array = chosen) -> Array:
-            near = [edge(w, u)[chosen[w]] for w in model.neighbours()[u] if is_fixed[w]]
-            return model.costs[u] + np.sum(near, axis=0, dtype=np.int64)
+        alone = [
+            model.costs[u] + np.sum([edge(w, u)[chosen[w]] for w in others if part.is_fixed[w]], axis=0, dtype=np.int64)
+            for u, others in enumerate(model.neighbours())
+        ]
 
         def total(choice: Sequence[int]) -> int:
             cost = model.cost_of(choice)
@@ -117,3 +123,81 @@ def test_a_narrow_part_is_chosen_as_well_as_it_can_be(seed: int) -> None:
         least = min(map(total, possible))
         part.choose(chosen, alone, edge)
         assert total(chosen.tolist()) == least or least == FORBIDDEN
+
+
+def test_hubs_and_forests_are_chosen_as_well_as_they_can_be() -> None:
+    """Against every choice of the hubs and the forest around them, the others as they are."""
+    pairs = 0
+    for seed in SEEDS:
+        model = random_model(seed)
+        walk = Improver(model, 40, [0] * len(model.costs), np.zeros(len(model.limits)), lambda choice, used: None, seed)
+        hubs = walk._hubs() if seed % 2 else [(0, 1)]
+        pairs += max(map(len, hubs)) > 1
+        forest = walk._forest({u: number for number, group in enumerate(hubs) for u in group})
+        free = {*forest, *(u for group in hubs for u in group)}
+        possible = list(product(*(range(len(costs)) if u in free else [0] for u, costs in enumerate(model.costs))))
+        least = min(_possible_cost(model, choice) for choice in possible)
+        walk._choose(forest, hubs)
+        assert _possible_cost(model, walk.choice) == least or least == FORBIDDEN
+    assert pairs > 20
+
+
+def _possible_cost(model: Model, choice: Sequence[int]) -> int:
+    cost = model.cost_of(choice)
+    return FORBIDDEN if cost is None else cost
+
+
+def test_choices_combined_are_as_good_as_any_between_them() -> None:
+    """CP-SAT comes to an end on problems so small, so that the best of all that the choices make up is found."""
+    better = 0
+    for seed in SEEDS:
+        model, possible = random_model(seed), choices(random_model(seed))
+        if len(possible) < 3:
+            continue
+        some = sorted(possible, key=lambda choice: possible[choice])[-3:]
+        between = product(*map(set, zip(*some, strict=True)))
+        least = min(possible[choice] for choice in between if choice in possible)
+        found = combined(model, some, 40, None)
+        better += found is not None
+        assert possible[some[0] if found is None else tuple(found)] == least
+    assert better > 5
+
+
+def test_gathering_ends_at_the_optimum_of_most_small_problems() -> None:
+    reached = []
+    for seed in SEEDS:
+        model, possible = random_model(seed), choices(random_model(seed))
+        if not possible:
+            continue
+        taken: list[tuple[int, ...]] = []
+        dearest = max(possible, key=lambda choice: possible[choice])
+        below = bound(Passing(model, 40), np.zeros(len(model.limits)), lambda choice, used: None, None)
+
+        def take(choice: Sequence[int], cost: int, taken: list[tuple[int, ...]] = taken) -> None:
+            taken.append(tuple(choice))
+
+        gathering = Gathering(model, below, dearest, take)
+        gathering.add(possible[dearest], dearest)
+        gathering.run(10, None, below.value)
+        costs = [possible[choice] for choice in (dearest, *taken)]
+        assert costs == sorted(costs, reverse=True) and costs[-1] == gathering.ends[0][0]
+        reached.append(costs[-1] == min(possible.values()))
+    assert len(reached) > 30 and np.mean(reached) > 0.9
+
+
+def test_uneven_prices_lead_to_the_optimum_of_most_small_problems() -> None:
+    reached = []
+    for seed in SEEDS:
+        model, possible = random_model(seed), choices(random_model(seed))
+        if not possible:
+            continue
+        met: list[int] = []
+
+        def meet(choice: Sequence[int], used: Array, possible: dict[tuple[int, ...], int] = possible, met: list[int] = met) -> int | None:
+            if tuple(choice) in possible:
+                met.append(possible[tuple(choice)])
+            return min(met, default=None)
+
+        Uneven(model, 40, np.zeros(len(model.limits)), meet).run(40, None)
+        reached.append(min(met, default=None) == min(possible.values()))
+    assert len(reached) > 30 and np.mean(reached) > 0.8

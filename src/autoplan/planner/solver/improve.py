@@ -6,12 +6,14 @@ rows that a choice exceeds and fall slowly where nothing is exceeded, so that ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from time import perf_counter
 
 import numpy as np
 
+from autoplan.planner.solver.around import Around
 from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.priced import CAP, Priced
 from autoplan.planner.solver.thin import ThinPart
@@ -23,6 +25,8 @@ FIRST_PRICE = 0.1  # of the cost per unit of limit: what the row exceeded most b
 SHARE = 0.05  # of all prices: the same, if that is more
 FORESTS = 4  # so many steps take a narrow part once, else forests, which cost less and differ more
 LARGEST_TABLE = 20_000  # entries, for narrow parts
+HUBS = 200  # one node of so many is tried as a hub
+COMBINATIONS = 100  # of strategies of hubs that are looked at together
 
 Meet = Callable[[Sequence[int], Array], int | None]
 
@@ -39,15 +43,10 @@ class Improver:
         self.near = model.neighbours()
         degree = max(map(len, self.near), default=0)
         self.priced = Priced(model, self.magnitude, min(CAP, (1 << 61) // (degree + 4)))
-        self.around = [self._around(u, others) for u, others in enumerate(self.near)]
-        self.choice, self.prices = list(choice), prices.copy()
+        self.around = Around(model, self.near, self.priced)
+        self.start = tuple(choice)
+        self.choice, self.prices = list(choice), prices.astype(float)
         self.used = model.used_by(self.choice)
-
-    def _around(self, u: int, others: list[int]) -> tuple[Array, Array, Array]:
-        """A node's neighbours, where the rows of each begin, and what every strategy of theirs costs with each of the node."""
-        sizes = [len(self.model.costs[w]) for w in others]
-        matrix = np.concatenate([np.zeros((0, len(self.model.costs[u])), dtype=np.int64), *(self.priced.edge(w, u) for w in others)])
-        return np.array(others, dtype=np.int64), np.cumsum([0, *sizes], dtype=np.int64)[:-1], matrix
 
     def run(self, patience: int, deadline: float | None) -> None:
         """Go on until so many forests in a row have led to nothing better, or the time is over."""
@@ -60,18 +59,17 @@ class Improver:
 
     def _step(self) -> None:
         self._move_prices()
-        self.priced.set_prices(self.prices)
-        for pair in self.priced.charged_edges:
-            for u, w in (pair, pair[::-1]):
-                others, starts, matrix = self.around[u]
-                start = starts[self.near[u].index(w)]
-                matrix[start : start + len(self.model.costs[w])] = self.priced.edge(w, u)
+        self._charge()
         if self.steps % FORESTS:
-            self._choose(self._forest())
+            self._choose_forest(self._hubs())
         else:
             self._choose_thin(ThinPart(self.near, self.sizes, self.random, LARGEST_TABLE))
         self.steps += 1
         self.used = self.model.used_by(self.choice)
+
+    def _charge(self, weights: Array | None = None) -> None:
+        self.priced.set_prices(self.prices, weights=weights)
+        self.around.take_over(self.priced.charged_edges)
 
     def _move_prices(self) -> None:
         excess = self.used - self.model.limits
@@ -86,11 +84,33 @@ class Improver:
             self.prices[over] *= RISE
         self.prices *= 1 - SLACKENING * np.clip(-2 * excess / np.maximum(1, np.abs(self.model.limits) + self.used), 0, 1)
 
-    def _forest(self) -> dict[int, int]:
-        """Nodes of a random induced forest, each after its parent (-1: a root)."""
+    def _choose_forest(self, hubs: Sequence[tuple[int, ...]]) -> None:
+        self._choose(self._forest({u: number for number, group in enumerate(hubs) for u in group}), hubs)
+
+    def _hubs(self) -> list[tuple[int, ...]]:
+        """Nodes of many neighbours, at random, alone or with another one that has most of the same, none next to one of other groups."""
+        order = sorted(range(len(self.near)), key=lambda u: -len(self.near[u]) * self.random.random())
+        groups: list[tuple[int, ...]] = []
+        taken: set[int] = set()
+        for u in order[: max(1, len(order) // HUBS)]:
+            if self.sizes[u] > COMBINATIONS or u in taken:
+                continue
+            common = Counter(x for w in self.near[u] for x in self.near[w] if x not in taken and x != u)
+            twin = [x for x, count in common.most_common(1) if 2 * count > len(self.near[u])]
+            is_pair = twin and self.sizes[twin[0]] * self.sizes[u] <= COMBINATIONS and self.random.random() < 0.5
+            groups.append((u, twin[0]) if is_pair else (u,))
+            taken.update(groups[-1], *(self.near[x] for x in groups[-1]))
+        return groups
+
+    def _forest(self, hubs: Mapping[int, int]) -> dict[int, int]:
+        """Nodes of a random induced forest, each after its parent (-1: a root), none a hub, no tree next to hubs of two groups."""
         order = list(range(len(self.near)))
         self.random.shuffle(order)
-        tree = list(range(len(order)))
+        tree, group = list(range(len(order))), [-1] * len(order)  # the group of a tree is that of its root
+        beside: dict[int, set[int]] = {}
+        for u, number in hubs.items():
+            for w in self.near[u]:
+                beside.setdefault(w, set()).add(number)
 
         def root(u: int) -> int:
             while tree[u] != u:
@@ -101,8 +121,12 @@ class Improver:
         inside: set[int] = set()
         for u in order:
             roots = [root(w) for w in self.near[u] if w in inside]
-            if len(set(roots)) == len(roots):
+            if u in hubs or len(set(roots)) < len(roots):
+                continue
+            groups = beside.get(u, set()).union(group[w] for w in roots) - {-1}
+            if len(groups) <= 1:
                 inside.add(u)
+                group[u] = max(groups, default=-1)
                 for w in roots:
                     tree[w] = u
         parents: dict[int, int] = {}
@@ -121,31 +145,51 @@ class Improver:
     def _choose_thin(self, part: ThinPart) -> None:
         """The cheapest strategies of the nodes of a narrow part under the prices."""
         chosen = np.array(self.choice)
-
-        def alone(u: int, is_fixed: Array) -> Array:
-            others, starts, matrix = self.around[u]
-            return self.priced.nodes[u] + np.add.reduce(matrix[(starts + chosen[others])[is_fixed[others]]], 0)
-
-        part.choose(chosen, alone, self.priced.edge)
+        part.choose(chosen, self.around.sums(chosen, part.is_fixed), self.priced.edge)
         self.choice = chosen.tolist()
 
-    def _choose(self, parents: dict[int, int]) -> None:
-        """The cheapest strategies of the forest's nodes under the prices."""
+    def _choose(self, parents: Mapping[int, int], hubs: Sequence[tuple[int, ...]]) -> None:
+        """The cheapest strategies of the forest's nodes and the hubs under the prices.
+
+        What a tree next to hubs costs is counted for each combination of their strategies: an axis before the others.
+        """
         priced, choice = self.priced, self.choice
         chosen, outside = np.array(choice), np.ones(len(choice), dtype=bool)
-        outside[list(parents)] = False
-        totals = {}
-        for u in parents:
-            others, starts, matrix = self.around[u]
-            rows = (starts + chosen[others])[outside[others]]
-            totals[u] = priced.nodes[u] + np.add.reduce(matrix[rows], 0)
+        outside[[*parents, *(u for group in hubs for u in group)]] = False
+        totals = self.around.sums(chosen, outside)
+        group_of: dict[int, int] = {}
+        combinations, costs = [], []
+        for number, group in enumerate(hubs):
+            strategies = np.indices([self.sizes[u] for u in group]).reshape(len(group), -1)
+            cost = np.sum([totals[u][own] for u, own in zip(group, strategies, strict=True)], axis=0)
+            if len(group) == 2 and group[1] in self.near[group[0]]:
+                cost = cost + priced.edge(*group)[strategies[0], strategies[1]]
+            for u, own in zip(group, strategies, strict=True):
+                for w in self.near[u]:
+                    if w in parents:
+                        totals[w] = totals[w] + priced.edge(u, w)[own]
+                        group_of[w] = number
+            combinations.append(strategies)
+            costs.append(cost)
         best: dict[int, Array] = {}
         for u in reversed(parents):
             parent = parents[u]
             if parent >= 0:
-                table = priced.edge(parent, u) + totals[u]
-                best[u] = table.argmin(1)
-                least = table.min(1)
-                totals[parent] += np.minimum(least - least.min(), priced.cap)
+                table = priced.edge(parent, u) + totals[u][..., None, :]
+                best[u] = table.argmin(-1)
+                least = table.min(-1)
+                totals[parent] = totals[parent] + np.minimum(least - least.min(), priced.cap)
+                if u in group_of:
+                    group_of[parent] = group_of[u]
+            elif u in group_of:
+                least = totals[u].min(-1)
+                costs[group_of[u]] = costs[group_of[u]] + np.minimum(least - least.min(), priced.cap)
+        cheapest = [int(cost.argmin()) for cost in costs]
+        for group, strategies, c in zip(hubs, combinations, cheapest, strict=True):
+            for u, own in zip(group, strategies, strict=True):
+                choice[u] = int(own[c])
         for u, parent in parents.items():
-            choice[u] = int(best[u][choice[parent]]) if parent >= 0 else int(totals[u].argmin())
+            mine = best[u] if parent >= 0 else totals[u]
+            if u in group_of:
+                mine = mine[cheapest[group_of[u]]]
+            choice[u] = int(mine[choice[parent]] if parent >= 0 else mine.argmin())

@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 
 from autoplan.planner.solver.cpsat import Found, cheapest
-from autoplan.planner.solver.model import FORBIDDEN, Edge, Model
+from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model
 from autoplan.planner.solver.reduce import Infeasible, reduce
 
 FIRST_SIZE = 20  # nodes chosen anew
@@ -33,7 +33,7 @@ class Neighbourhoods:
     def step(self, deadline: float | None) -> bool:
         """Look at one neighbourhood; whether there was a better choice in it."""
         nodes = self._nodes()
-        part = self._part(nodes)
+        part = part_of(self.model, self.near, self.choice, self.used, nodes)
         now = [self.choice[u] for u in nodes]
         cost = part.cost_of(now)
         assert cost is not None
@@ -71,27 +71,27 @@ class Neighbourhoods:
                     queue.append(w)
         return sorted(found)
 
-    def _part(self, nodes: Sequence[int]) -> Model:
-        """The model of these nodes alone, the others as they are."""
-        model, choice = self.model, self.choice
-        number = {u: position for position, u in enumerate(nodes)}
-        costs = [model.costs[u].copy() for u in nodes]
-        usage = [dict(model.usage[u]) for u in nodes]
-        edges: dict[tuple[int, int], Edge] = {}
-        limits = model.limits - self.used
-        for u in nodes:
-            for span, amounts in model.usage[u].items():
-                limits[span.rows] += amounts[choice[u]]
-            for w in self.near[u]:
-                edge = model.edges[u, w] if u < w else model.edges[w, u].seen_from_second()
-                if w not in number or u < w:
-                    for span, used in edge.usage.items():
-                        limits[span.rows] += used[choice[u], choice[w]]
-                if w not in number:
-                    costs[number[u]] = np.minimum(costs[number[u]] + edge.cost[:, choice[w]], FORBIDDEN)
-                    for span, used in edge.usage.items():
-                        own = usage[number[u]]
-                        own[span] = own.get(span, 0) + used[:, choice[w]]
-                elif u < w:
-                    edges[number[u], number[w]] = edge
-        return replace(model, costs=costs, usage=usage, edges=edges, limits=limits, constant=0)
+
+def part_of(model: Model, near: Sequence[Sequence[int]], choice: Sequence[int], used: Array, nodes: Sequence[int]) -> Model:
+    """The model of these nodes alone, the others as `choice` has them, which uses `used`; `near` are the neighbours of each."""
+    number = {u: position for position, u in enumerate(nodes)}
+    costs = [model.costs[u].copy() for u in nodes]
+    usage = [dict(model.usage[u]) for u in nodes]
+    edges: dict[tuple[int, int], Edge] = {}
+    limits = model.limits - used
+    for u in nodes:
+        for span, amounts in model.usage[u].items():
+            limits[span.rows] += amounts[choice[u]]
+        for w in near[u]:
+            edge = model.edges[u, w] if u < w else model.edges[w, u].seen_from_second()
+            if w not in number or u < w:
+                for span, amounts in edge.usage.items():
+                    limits[span.rows] += amounts[choice[u], choice[w]]
+            if w not in number:
+                costs[number[u]] = np.minimum(costs[number[u]] + edge.cost[:, choice[w]], FORBIDDEN)
+                for span, amounts in edge.usage.items():
+                    own = usage[number[u]]
+                    own[span] = own.get(span, 0) + amounts[:, choice[w]]
+            elif u < w:
+                edges[number[u], number[w]] = edge
+    return replace(model, costs=costs, usage=usage, edges=edges, limits=limits, constant=0)

@@ -256,11 +256,14 @@ class Passing:
         self._recharge(range(len(before)), before, model.edges, regroup=True)
         self.conditional = [np.full(len(costs), -FORBIDDEN) for costs in model.costs]
 
-    def set_prices(self, rows: Array, *, whole: bool = False) -> None:
-        """Go on under other prices of the rows (in cost per unit of use); what the messages have moved stays moved."""
+    def set_prices(self, rows: Array, *, whole: bool = False, weights: Array | None = None) -> None:
+        """Go on under other prices of the rows (in cost per unit of use); what the messages have moved stays moved.
+
+        With `weights` some pay more than others (see Priced), and nothing is bounded.
+        """
         self.prices = rows
         before = list(self.priced.nodes)
-        self.priced.set_prices(rows, whole=whole)
+        self.priced.set_prices(rows, whole=whole, weights=weights)
         self._recharge(self.priced.charged_nodes, before, self.priced.charged_edges)
 
     def _recharge(self, nodes: Iterable[int], before: list[Array], edges: Collection[tuple[int, int]], *, regroup: bool = False) -> None:

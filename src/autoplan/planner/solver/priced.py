@@ -34,14 +34,19 @@ class Priced:
         """The matrix of an edge, a row for each strategy of u."""
         return self.edges[u, w] if u < w else self.edges[w, u].T
 
-    def set_prices(self, rows: Array, *, whole: bool = False) -> None:
-        """Charge other prices of the rows, in cost per unit of use; if `whole`, they add up to 1 after rounding too."""
+    def set_prices(self, rows: Array, *, whole: bool = False, weights: Array | None = None) -> None:
+        """Charge other prices of the rows, in cost per unit of use; if `whole`, they add up to 1 after rounding too.
+
+        With `weights`, a factor for each owner of the tally, some pay more than others: then nothing is bounded.
+        """
         scaled = np.minimum(np.round(rows * self.scale), self.cap).astype(np.int64)  # lower prices only lower the bound
         if whole:
             scaled[scaled.argmax()] += self.scale - scaled.sum()
         self.offset = -sum(int(scaled[row]) * int(self.model.limits[row]) for row in np.flatnonzero(scaled))
         model, places = self.model, self.model.tally.place.tolist()
         paid, exceptions = model.tally.charges(scaled)
+        if weights is not None:
+            paid = np.clip(paid * np.repeat(weights, model.tally.sizes), -self.cap, self.cap).astype(np.int64)
         total = np.minimum(self.uncharged + paid, self.cap)
         for u, start, stop in zip(self.charged_nodes, places, places[1:], strict=False):
             self.nodes[u] = total[start:stop]

@@ -17,6 +17,7 @@ import numpy as np
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.branching import Branching
 from autoplan.planner.solver.core import Way, engine_for, glance, restricted
+from autoplan.planner.solver.gather import Gathering
 from autoplan.planner.solver.improve import Improver
 from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
@@ -43,13 +44,13 @@ BANDS = (
     10.0,
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
-REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.4, 0.4, 0.3  # parts of the time left, at most
-WALKING = (0.75, 0.2)  # the same, of each walk
+REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.25, 0.4, 0.3  # parts of the time left, at most
+WALKING, GATHERING = (0.3, 0.2), 0.8  # the same, of each walk, and of bringing the ends of more together
 EASY = 15_000  # pairs of strategies
 FAR = 0.2  # of what is proved: if the first walk ends no further above, the second is not begun
 NEAR = 0.01  # of what is proved
-PATIENCE, LAST_PATIENCE = (60, 300), 600  # steps of each walk that lead to nothing better; in the time that is left at the end
-NEIGHBOURHOODS = 60  # the same
+PATIENCE = (60, 300)  # steps of each walk that lead to nothing better
+GATHERED, NEIGHBOURHOODS = 12, 60  # the same, walks and neighbourhoods
 
 Outer = Callable[[int], Bound | None]
 
@@ -127,6 +128,7 @@ class _Search:
         self.reduced, self.trail = model, Trail(nodes=tuple(range(len(model.costs))))
         self.met: tuple[int, ...] | None = None  # the best choice of the reduced model
         self.walks: list[Improver] = []
+        self.gathering: Gathering | None = None
         self.looks = 0  # times that neighbourhoods were looked at: each time others
 
     def run(self, outer: Outer | None) -> Result:
@@ -244,16 +246,24 @@ class _Search:
         if not self.walks:
             least = [int(conditional.argmin()) for conditional in below.conditional]
             self.walks = [self._walk(below, least, below.prices)]
+        start = self.walks[0].start
         for walk, patience, part in zip(self.walks, PATIENCE, WALKING, strict=False):
             if self.best.cost is None or self.best.cost - self.proved > FAR * abs(self.proved) or walk is self.walks[0]:
                 walk.run(patience, self._share(part))
+        self.gathering = Gathering(self.reduced, below, start, self._take)
+        self._gather(GATHERED)
         self._look_around(NEIGHBOURHOODS, self._share(LOOKING))
 
     def _polish(self, deadline: float) -> None:
         """Better choices until the time is over."""
-        for walk in self.walks[:1]:
-            walk.run(LAST_PATIENCE, self._share(0.5))
+        self._gather(inf)
         self._look_around(inf, deadline)
+
+    def _gather(self, patience: float) -> None:
+        """Ends of more walks, brought together until so many walks in a row have led to nothing better, if the best is not near yet."""
+        if self.gathering is not None and self.met is not None and self.best.cost is not None and not self._is_near():
+            self.gathering.add(self.best.cost, self.met)
+            self.gathering.run(patience, self._share(GATHERING), self.proved)
 
     def _look_around(self, patience: float, end: float | None) -> None:
         """Neighbourhoods of the best choice until so many in a row have led to nothing better."""

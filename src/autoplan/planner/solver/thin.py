@@ -13,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from autoplan.planner.solver.eliminate import spread, steps_of
+from autoplan.planner.solver.eliminate import steps_of
 from autoplan.planner.solver.model import FORBIDDEN, Array
 
 JITTER = 0.5  # of the logarithm of a table's size, at random, so that parts differ
@@ -31,28 +31,34 @@ class ThinPart:
         self.is_fixed[order] = False
         self.steps = steps_of(order, scopes, near)
 
-    def choose(self, choice: Array, alone: Callable[[int, Array], Array], edge: Callable[[int, int], Array]) -> None:
+    def choose(self, choice: Array, alone: Sequence[Array], edge: Callable[[int, int], Array]) -> None:
         """Write the best strategies of all nodes but the fixed into `choice`.
 
-        `alone(u, is_fixed)` is what the strategies of u cost with those of the fixed nodes, `edge(u, w)` the matrix of an edge.
+        `alone[u]` is what the strategies of u cost with those of the fixed nodes, `edge(u, w)` the matrix of an edge.
         """
         tables: list[Array] = []
         results: list[Array] = []
         for step in self.steps:
             axes = (*step.scope, step.node)
             table = np.empty([self.sizes[u] for u in axes], dtype=np.int64)
-            table[...] = alone(step.node, self.is_fixed)
+            table[...] = alone[step.node]
             for w in step.edges:
-                table += spread(edge(w, step.node), (w, step.node), axes)
+                table += edge(w, step.node).reshape(self._shape((w, step.node), axes))
             np.minimum(table, FORBIDDEN, out=table)
             for child in step.children:
-                table += spread(results[child], self.steps[child].scope, axes)
+                result = results[child]  # its first axis is the node's, the others are in the order of ours
+                turned = result.transpose((*range(1, result.ndim), 0))
+                table += turned.reshape(self._shape(self.steps[child].scope, axes))
                 np.minimum(table, FORBIDDEN, out=table)
             least = table.min(-1)
             results.append(least - least.min())
             tables.append(table)
         for step, table in zip(reversed(self.steps), reversed(tables), strict=True):
             choice[step.node] = table[tuple(choice[list(step.scope)])].argmin()
+
+    def _shape(self, among: Sequence[int], axes: Sequence[int]) -> list[int]:
+        """Of a table of the nodes `among` that is to be added to one of the nodes `axes`."""
+        return [self.sizes[u] if u in among else 1 for u in axes]
 
 
 def _take_out(near: Sequence[Sequence[int]], sizes: Sequence[int], random: Random, largest: int) -> tuple[list[int], list[set[int]]]:
@@ -72,7 +78,7 @@ def _take_out(near: Sequence[Sequence[int]], sizes: Sequence[int], random: Rando
         gone[u] = True
         for w in around[u]:
             around[w].discard(u)
-            weight[w] = logs[w] + sum(logs[x] for x in around[w])
+            weight[w] -= logs[u]
             heappush(by_weight, (weight[w] + JITTER * random.random(), w, weight[w]))
 
     while by_weight:
@@ -83,7 +89,10 @@ def _take_out(near: Sequence[Sequence[int]], sizes: Sequence[int], random: Rando
             order.append(u)
             scopes.append(set(around[u]))
             for w in around[u]:
-                around[w] |= around[u] - {w}
+                joining = around[u] - around[w]
+                joining.discard(w)
+                around[w] |= joining
+                weight[w] += sum(logs[x] for x in joining)
             take(u)
         else:
             _, u, degree = heappop(by_degree)
