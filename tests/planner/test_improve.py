@@ -176,7 +176,8 @@ def test_gathering_ends_at_the_optimum_of_most_small_problems() -> None:
         def take(choice: Sequence[int], cost: int, taken: list[tuple[int, ...]] = taken) -> None:
             taken.append(tuple(choice))
 
-        gathering = Gathering(model, below, dearest, take)
+        walk = Improver(model, 40, dearest, below.prices, lambda choice, used: None)
+        gathering = Gathering(model, below, walk, take)
         gathering.add(possible[dearest], dearest)
         gathering.run(10, None, below.value)
         costs = [possible[choice] for choice in (dearest, *taken)]

@@ -36,7 +36,7 @@ def combined(model: Model, choices: Sequence[Sequence[int]], magnitude: int, dea
     known = between.cost_of([int(np.searchsorted(keep, first[u])) for u, keep in zip(nodes, kept, strict=True)])
     assert known is not None
     try:
-        core, trail = reduce(between)
+        core, trail = reduce(between, deadline)
     except Infeasible:
         raise AssertionError("a choice within the limits was pruned") from None
     found = _cheapest(core, known, magnitude, deadline, seed)

@@ -31,9 +31,9 @@ End = tuple[int, tuple[int, ...]]
 class Gathering:
     """`ends` of walks through a model, cheapest first. `take` is told each better choice and its cost."""
 
-    def __init__(self, model: Model, below: Bound, start: Sequence[int], take: Take) -> None:
-        """Even walks begin at `start`, under the prices of `below`."""
-        self.model, self.below, self.start, self.take = model, below, start, take
+    def __init__(self, model: Model, below: Bound, walk: Improver, take: Take) -> None:
+        """Even walks are `walk` again, with other seeds; `below` are bounds on the model."""
+        self.model, self.below, self.walk, self.take = model, below, walk, take
         self.magnitude = max(1, abs(below.value))
         self.ends: list[End] = []
         self.turns = 0
@@ -66,7 +66,7 @@ class Gathering:
 
     def _even_walk(self, deadline: float | None) -> End | None:
         met = _Met(self.model)
-        Improver(self.model, self.magnitude, self.start, self.below.prices, met.meet, self.turns).run(PATIENCE, deadline)
+        self.walk.again(met.meet, self.turns).run(PATIENCE, deadline)
         return met.best
 
     def _uneven_walk(self, deadline: float | None) -> End | None:

@@ -44,9 +44,19 @@ class Improver:
         degree = max(map(len, self.near), default=0)
         self.priced = Priced(model, self.magnitude, min(CAP, (1 << 61) // (degree + 4)))
         self.around = Around(model, self.near, self.priced)
-        self.start = tuple(choice)
-        self.choice, self.prices = list(choice), prices.astype(float)
-        self.used = model.used_by(self.choice)
+        self.start = tuple(choice), prices.astype(float)
+        self._begin()
+
+    def _begin(self) -> None:
+        choice, prices = self.start
+        self.choice, self.prices = list(choice), prices.copy()
+        self.used = self.model.used_by(self.choice)
+
+    def again(self, meet: Meet, seed: int) -> Improver:
+        """The same walk from its beginning, led by other chances: making a new one takes seconds where problems are large."""
+        self.meet, self.random, self.steps = meet, Random(seed), 1
+        self._begin()
+        return self
 
     def run(self, patience: int, deadline: float | None) -> None:
         """Go on until so many forests in a row have led to nothing better, or the time is over."""

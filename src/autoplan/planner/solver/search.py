@@ -44,7 +44,7 @@ BANDS = (
     10.0,
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
-REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.25, 0.4, 0.3  # parts of the time left, at most
+REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.35, 0.4, 0.3  # parts of the time left, at most
 WALKING, GATHERING = (0.3, 0.2), 0.8  # the same, of each walk, and of bringing the ends of more together
 EASY = 15_000  # pairs of strategies
 FAR = 0.2  # of what is proved: if the first walk ends no further above, the second is not begun
@@ -127,7 +127,8 @@ class _Search:
         self.proved = model.constant + sum(int(costs.min()) for costs in model.costs) + sum(int(e.cost.min()) for e in model.edges.values())
         self.reduced, self.trail = model, Trail(nodes=tuple(range(len(model.costs))))
         self.met: tuple[int, ...] | None = None  # the best choice of the reduced model
-        self.walks: list[Improver] = []
+        self.walk: Improver | None = None  # from what is close to the bound
+        self.cheap: Sequence[int] | None = None  # what is cheap without prices of memory
         self.gathering: Gathering | None = None
         self.looks = 0  # times that neighbourhoods were looked at: each time others
 
@@ -233,9 +234,9 @@ class _Search:
             return self._meet(choice, used)
 
         below = bound(passing, prices, meet, self._share(BOUNDING))
-        self.walks = [self._walk(below, passing.decode(), below.prices), self._walk(below, met[0], prices)]
+        self.walk, self.cheap = self._walk(below, passing.decode(), below.prices), met[0]
         if self.best.cost is None or self.best.cost > below.value:
-            self.walks[0].run(PATIENCE[0], self._share(FIRST_CHOICE))
+            self.walk.run(PATIENCE[0], self._share(FIRST_CHOICE))
         return below
 
     def _walk(self, below: Bound, choice: Sequence[int], prices: Array) -> Improver:
@@ -243,14 +244,13 @@ class _Search:
 
     def _improve(self, below: Bound) -> None:
         """Better choices while they are found: walks from what is close to the bound, and from what is cheap, then neighbourhoods."""
-        if not self.walks:
+        if self.walk is None:
             least = [int(conditional.argmin()) for conditional in below.conditional]
-            self.walks = [self._walk(below, least, below.prices)]
-        start = self.walks[0].start
-        for walk, patience, part in zip(self.walks, PATIENCE, WALKING, strict=False):
-            if self.best.cost is None or self.best.cost - self.proved > FAR * abs(self.proved) or walk is self.walks[0]:
-                walk.run(patience, self._share(part))
-        self.gathering = Gathering(self.reduced, below, start, self._take)
+            self.walk = self._walk(below, least, below.prices)
+        self.walk.run(PATIENCE[0], self._share(WALKING[0]))
+        if self.cheap is not None and (self.best.cost is None or self.best.cost - self.proved > FAR * abs(self.proved)):
+            self._walk(below, self.cheap, np.zeros(len(self.reduced.limits))).run(PATIENCE[1], self._share(WALKING[1]))
+        self.gathering = Gathering(self.reduced, below, self.walk, self._take)
         self._gather(GATHERED)
         self._look_around(NEIGHBOURHOODS, self._share(LOOKING))
 
