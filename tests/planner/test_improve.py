@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from random import Random
 from time import perf_counter
@@ -14,7 +14,7 @@ from random_models import choices, peaks, random_model
 from autoplan.planner.solver.bound import bound
 from autoplan.planner.solver.combine import combined
 from autoplan.planner.solver.gather import Gathering
-from autoplan.planner.solver.improve import Improver
+from autoplan.planner.solver.improve import Improver, Meet
 from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
 from autoplan.planner.solver.passing import Passing
@@ -26,7 +26,16 @@ from autoplan.planner.solver.uneven import Uneven
 SEEDS = range(60)
 
 
-def test_forests_lead_to_the_optimum_of_most_small_problems() -> None:
+def forests(model: Model, meet: Meet) -> None:
+    Improver(model, 40, [0] * len(model.costs), np.zeros(len(model.limits)), meet).run(30, None)
+
+
+def uneven_prices(model: Model, meet: Meet) -> None:
+    Uneven(model, 40, np.zeros(len(model.limits)), meet).run(40, None)
+
+
+@pytest.mark.parametrize("walk", [forests, uneven_prices])
+def test_walks_lead_to_the_optimum_of_most_small_problems(walk: Callable[[Model, Meet], None]) -> None:
     reached = []
     for seed in SEEDS:
         model, possible = random_model(seed), choices(random_model(seed))
@@ -40,7 +49,7 @@ def test_forests_lead_to_the_optimum_of_most_small_problems() -> None:
                 met.append(possible[tuple(choice)])
             return min(met, default=None)
 
-        Improver(model, 40, [0] * len(model.costs), np.zeros(len(model.limits)), meet).run(30, None)
+        walk(model, meet)
         reached.append(min(met, default=None) == min(possible.values()))
     assert len(reached) > 30 and np.mean(reached) > 0.8
 
@@ -184,21 +193,3 @@ def test_gathering_ends_at_the_optimum_of_most_small_problems() -> None:
         assert costs == sorted(costs, reverse=True) and costs[-1] == gathering.ends[0][0]
         reached.append(costs[-1] == min(possible.values()))
     assert len(reached) > 30 and np.mean(reached) > 0.9
-
-
-def test_uneven_prices_lead_to_the_optimum_of_most_small_problems() -> None:
-    reached = []
-    for seed in SEEDS:
-        model, possible = random_model(seed), choices(random_model(seed))
-        if not possible:
-            continue
-        met: list[int] = []
-
-        def meet(choice: Sequence[int], used: Array, possible: dict[tuple[int, ...], int] = possible, met: list[int] = met) -> int | None:
-            if tuple(choice) in possible:
-                met.append(possible[tuple(choice)])
-            return min(met, default=None)
-
-        Uneven(model, 40, np.zeros(len(model.limits)), meet).run(40, None)
-        reached.append(min(met, default=None) == min(possible.values()))
-    assert len(reached) > 30 and np.mean(reached) > 0.8

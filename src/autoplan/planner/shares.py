@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from time import perf_counter
 
 import numpy as np
@@ -43,7 +44,8 @@ class SharedBound:
     each of them and for every problem whose amounts lie evenly between theirs: under given prices of memory the least cost of
     such a problem is a concave function of where it lies. `meet` is then told each choice and answers the best cost known.
     `shares`, by value, `prices` of the model's rows and `messages` are to begin with, such as those that a similar problem ended up
-    with; `places` say what strategies are called in these, if they are not all there are. Bounds on strategies reach up to what is cheaper than `cutoff`, or the best met, by a `margin`, a part of that.
+    with; `places` say what strategies are called in these, if they are not all there are. Bounds on strategies tell apart what costs at
+    most `cutoff`, or the best met, and a `margin` more, a part of that.
     """
 
     def __init__(
@@ -115,17 +117,22 @@ class SharedBound:
 
     def _is_narrow(self, alive: Sequence[Array], largest: int) -> bool:
         """Whether all nodes, with only the strategies `alive` of each, can be taken out of the simpler problem."""
+        try:
+            steps_for(self._near, list(map(len, alive)), largest)
+        except TooWide:
+            return False
+        return True
+
+    @cached_property
+    def _near(self) -> list[set[int]]:
+        """By node, those that it shares values with."""
         near: list[set[int]] = [set() for _ in self.problem.nodes]
         for value in self.problem.values:
             for reader in value.readers:
                 if reader.node != value.producer:
                     near[value.producer].add(reader.node)
                     near[reader.node].add(value.producer)
-        try:
-            steps_for(near, list(map(len, alive)), largest)
-        except TooWide:
-            return False
-        return True
+        return near
 
     def _first_prices(self) -> Array:
         """Those to begin with: of rows that are unknown here, at the first row that stands for the same row of the problem."""

@@ -11,8 +11,8 @@ from time import perf_counter
 
 import numpy as np
 
-from autoplan.planner.solver.improve import Improver
-from autoplan.planner.solver.model import Array, Model, chosen_from, in_full
+from autoplan.planner.solver.improve import Improver, Met
+from autoplan.planner.solver.model import Model, chosen_from, in_full
 from autoplan.planner.solver.neighbourhood import part_of
 from autoplan.planner.solver.reduce import Infeasible, reduce
 
@@ -50,25 +50,19 @@ def combined(model: Model, choices: Sequence[Sequence[int]], magnitude: int, dea
 
 def _cheapest(core: Model, known: int, magnitude: int, deadline: float | None, seed: int) -> Sequence[int] | None:
     """A choice cheaper than `known`: what a walk comes to, or, if the core is small, the cheapest of all."""
-    best: list[tuple[int, tuple[int, ...]]] = [(known, ())]
-
-    def meet(choice: Sequence[int], used: Array) -> int | None:
-        if (used <= core.limits).all():
-            cost = core.cost_of(choice)
-            if cost is not None and cost < best[-1][0]:
-                best.append((cost, tuple(choice)))
-        return best[-1][0]
-
     if not core.costs:
         return () if core.constant < known else None
+    met = Met(core, (known, ()))
     least = [int(costs.argmin()) for costs in core.costs]
-    Improver(core, magnitude, least, np.zeros(len(core.limits)), meet, seed).run(PATIENCE, deadline)
+    Improver(core, magnitude, least, np.zeros(len(core.limits)), met.meet, seed).run(PATIENCE, deadline)
+    assert met.best is not None
+    cost, choice = met.best
     if sum(edge.cost.size for edge in core.edges.values()) <= SMALL:
         from autoplan.planner.solver import cpsat
 
         start = perf_counter()
         latest = start + PATIENCE_S if deadline is None else min(deadline, start + PATIENCE_S)
-        found = cpsat.cheapest(core, best[-1][0] - 1, [], latest)
+        found = cpsat.cheapest(core, cost - 1, [], latest)
         if found.choice is not None:
             return found.choice
-    return best[-1][1] if len(best) > 1 else None
+    return choice if cost < known else None

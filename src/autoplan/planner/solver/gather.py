@@ -12,20 +12,18 @@ from time import perf_counter
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.combine import combined
 from autoplan.planner.solver.core import Way, restricted
-from autoplan.planner.solver.improve import Improver
-from autoplan.planner.solver.model import Array, Model
+from autoplan.planner.solver.improve import End, Improver, Met
+from autoplan.planner.solver.model import Model
 from autoplan.planner.solver.reduce import Infeasible, reduce
 from autoplan.planner.solver.uneven import ROUNDS, Uneven
 
-FAR = 0.2  # of what is proved
+FAR = 0.2  # of what is proved: where the best is further above, other walks are worth their time
 OTHERWISE = 8  # one turn of so many goes to the other kind of walk
 PATIENCE = 30  # steps of an even walk that lead to nothing better
 TURN = 0.3  # of the time left, at most
 REMEMBERED = 6  # ends
 
 Take = Callable[[Sequence[int], int], None]
-End = tuple[int, tuple[int, ...]]
-"""What a choice costs, and the choice."""
 
 
 class Gathering:
@@ -65,7 +63,7 @@ class Gathering:
                 self.take(self.ends[0][1], self.ends[0][0])
 
     def _even_walk(self, deadline: float | None) -> End | None:
-        met = _Met(self.model)
+        met = Met(self.model)
         self.walk.again(met.meet, self.turns).run(PATIENCE, deadline)
         return met.best
 
@@ -89,7 +87,7 @@ class _Uneven:
         core, kept = restricted(model, below, threshold)
         core, trail = reduce(core)
         self.way = Way().then(kept, trail)
-        self.met = _Met(core)
+        self.met = Met(core)
         self.walk = Uneven(core, magnitude, trail.prices(below.prices), self.met.meet, seed)
 
     def run(self, deadline: float | None) -> End | None:
@@ -97,22 +95,6 @@ class _Uneven:
         self.met.best = None
         self.walk.run(ROUNDS, deadline)
         return None if self.met.best is None else (self.met.best[0], self.way.back(self.met.best[1]))
-
-
-class _Met:
-    """The best choice met within the limits."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.best: End | None = None
-
-    def meet(self, choice: Sequence[int], used: Array) -> int | None:
-        """Remember it if it is the best, and answer what that costs."""
-        if (used <= self.model.limits).all():
-            cost = self.model.cost_of(choice)
-            if cost is not None and (self.best is None or cost < self.best[0]):
-                self.best = cost, tuple(choice)
-        return None if self.best is None else self.best[0]
 
 
 def _turn(deadline: float | None) -> float | None:

@@ -29,6 +29,23 @@ HUBS = 200  # one node of so many is tried as a hub
 COMBINATIONS = 100  # of strategies of hubs that are looked at together
 
 Meet = Callable[[Sequence[int], Array], int | None]
+End = tuple[int, tuple[int, ...]]
+"""What a choice costs, and the choice."""
+
+
+class Met:
+    """The best choice met within the limits, if it is cheaper than the one to begin with."""
+
+    def __init__(self, model: Model, best: End | None = None) -> None:
+        self.model, self.best = model, best
+
+    def meet(self, choice: Sequence[int], used: Array) -> int | None:
+        """Remember it if it is the best, and answer what that costs."""
+        if (used <= self.model.limits).all():
+            cost = self.model.cost_of(choice)
+            if cost is not None and (self.best is None or cost < self.best[0]):
+                self.best = cost, tuple(choice)
+        return None if self.best is None else self.best[0]
 
 
 class Improver:

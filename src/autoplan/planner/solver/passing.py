@@ -254,7 +254,6 @@ class Passing:
         before = list(self.priced.nodes)
         self.priced.set_model(model)
         self._recharge(range(len(before)), before, model.edges, regroup=True)
-        self.conditional = [np.full(len(costs), -FORBIDDEN) for costs in model.costs]
 
     def set_prices(self, rows: Array, *, whole: bool = False, weights: Array | None = None) -> None:
         """Go on under other prices of the rows (in cost per unit of use); what the messages have moved stays moved.

@@ -17,7 +17,7 @@ import numpy as np
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.branching import Branching
 from autoplan.planner.solver.core import Way, engine_for, glance, restricted
-from autoplan.planner.solver.gather import Gathering
+from autoplan.planner.solver.gather import FAR, Gathering
 from autoplan.planner.solver.improve import Improver
 from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
@@ -47,7 +47,6 @@ UNLIMITED = 1 << 55
 REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.35, 0.4, 0.3  # parts of the time left, at most
 WALKING, GATHERING = (0.3, 0.2), 0.8  # the same, of each walk, and of bringing the ends of more together
 EASY = 15_000  # pairs of strategies
-FAR = 0.2  # of what is proved: if the first walk ends no further above, the second is not begun
 NEAR = 0.01  # of what is proved
 PATIENCE = (60, 300)  # steps of each walk that lead to nothing better
 GATHERED, NEIGHBOURHOODS = 12, 60  # the same, walks and neighbourhoods
