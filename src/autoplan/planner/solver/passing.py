@@ -37,17 +37,15 @@ class _Groups:
     matrix: Array  # [group, group of the other]
 
     @classmethod
-    def of(cls, edge: Edge, matrix: Array) -> _Groups | None:
-        """The groups, if they are few; `matrix` is what the edge is charged."""
-        if matrix.size < WORTH_GROUPING:
-            return None
-        layers = [edge.cost, *edge.usage.values()]
-        own, row = _alike(layers), _alike([layer.T for layer in layers])
-        first = np.unique(own, return_index=True)[1], np.unique(row, return_index=True)[1]
-        if 2 * len(first[0]) * len(first[1]) > matrix.size:
+    def of(cls, alike: Alike, matrix: Array) -> _Groups | None:
+        """The groups by what is alike of both nodes, if they are few; `matrix` is what the edge is charged."""
+        first_own, own = np.unique(alike[0], return_index=True, return_inverse=True)[1:]
+        first_row, row = np.unique(alike[1], return_index=True, return_inverse=True)[1:]
+        if 2 * len(first_own) * len(first_row) > matrix.size:
             return None
         order = np.argsort(own, kind="stable")
-        starts = np.searchsorted(own[order], np.arange(len(first[0])))
+        starts = np.searchsorted(own[order], np.arange(len(first_own)))
+        first = first_own, first_row
         return cls(order, starts, first, row, matrix[np.ix_(*first)])
 
     def messages(self, own: Array) -> Array:
@@ -56,7 +54,19 @@ class _Groups:
         return np.minimum.reduce(self.matrix - most[:, None], 0)[self.of_row]
 
 
-def _alike(layers: list[Array]) -> Array:
+Alike = tuple[Array, Array]
+"""By strategy of the first and of the second node of an edge, a number that those share which are alike to the other node."""
+
+
+def _alike_at(edge: Edge) -> Alike | None:
+    """What is alike, where it is worth looking for it."""
+    if edge.cost.size < WORTH_GROUPING:
+        return None
+    layers = [edge.cost, *edge.usage.values()]
+    return _equal_rows(layers), _equal_rows([layer.T for layer in layers])
+
+
+def _equal_rows(layers: list[Array]) -> Array:
     """[row]: the number of the rows that are the same in every layer."""
     bits = [layer.astype(np.uint64) for layer in layers]
     spread = [array ^ (array >> np.uint64(29)) for array in bits]  # FORBIDDEN is one high bit, of which products leave little
@@ -74,7 +84,8 @@ class _Fan:
     """The edges between a node and those after it, or those before it: behind one another, a row for each strategy of the others."""
 
     others: list[int]
-    matrix: Array  # [own, row]
+    parts: list[Array]  # [edge], [own, row]
+    together: Array | None  # [own, row], where they are so small that they are handed on at once
     own: Array  # [edge, own], a view of the messages to the node
     edge: Array  # [row]
     starts: Array  # [edge], its first row
@@ -82,9 +93,8 @@ class _Fan:
     back: Array  # [row], where the messages to them are
     groups: list[_Groups | None]  # [edge], where strategies are alike
 
-    def rows(self, other: int) -> slice:
+    def rows(self, number: int) -> slice:
         """The rows of an edge."""
-        number = self.others.index(other)
         return slice(self.starts[number], self.starts[number + 1] if number + 1 < len(self.starts) else None)
 
 
@@ -98,6 +108,7 @@ class Passing:
         degree = np.bincount([end for pair in model.edges for end in pair], minlength=1).max()
         self.priced = Priced(model, magnitude, min(CAP, (1 << 61) // (int(degree) + 4)))
         self.magnitude, self.prices = magnitude, np.zeros(len(model.limits))
+        self.charged: dict[int, Array] = {}
         sizes = [len(costs) for costs in model.costs]
         self.first = np.cumsum([0, *sizes])[:-1]
         self.costs = np.concatenate([np.zeros(0, dtype=np.int64), *self.priced.nodes])
@@ -116,6 +127,7 @@ class Passing:
                 self.place[u, w] = length
                 length += size
         self.messages = np.zeros(length, dtype=np.int64)
+        self.alike = {pair: _alike_at(edge) for pair, edge in model.edges.items()}
         self.later = [self._fan(u, others) for u, others in enumerate(later)]
         self.earlier = [self._fan(u, others) for u, others in enumerate(earlier)]
         self._pull(model.edges)
@@ -123,7 +135,8 @@ class Passing:
     def _fan(self, u: int, others: list[int]) -> _Fan:
         model, size = self.model, len(self.model.costs[u])
         rows = [len(model.costs[w]) for w in others]
-        matrix = np.concatenate([np.zeros((size, 0), dtype=np.int64), *(self.priced.edge(u, w) for w in others)], axis=1)
+        parts = [self.priced.edge(u, w) for w in others]
+        at_once = len(others) > 1 and size * sum(rows) <= AT_ONCE
         place = self.place[u, others[0]] if others else 0
         own = self.messages[place : place + len(others) * size].reshape(len(others), size)
         theta = [np.arange(self.first[w], self.first[w] + count) for w, count in zip(others, rows, strict=True)]
@@ -131,12 +144,14 @@ class Passing:
         none = np.zeros(0, dtype=np.int64)
         starts = np.cumsum([0, *rows])[:-1]
         edge = np.repeat(np.arange(len(rows)), rows)
-        groups = [_Groups.of(self._seen(u, w), self.priced.edge(u, w)) for w in others]
-        return _Fan(others, matrix, own, edge, starts, np.concatenate([none, *theta]), np.concatenate([none, *back]), groups)
+        groups = [self._groups(u, w) for w in others]
+        together = np.concatenate(parts, axis=1) if at_once else None
+        return _Fan(others, parts, together, own, edge, starts, np.concatenate([none, *theta]), np.concatenate([none, *back]), groups)
 
-    def _seen(self, u: int, w: int) -> Edge:
-        """The edge between two nodes, a row for each strategy of the first."""
-        return self.model.edges[u, w] if u < w else self.model.edges[w, u].seen_from_second()
+    def _groups(self, u: int, w: int) -> _Groups | None:
+        """The groups of the first of two nodes."""
+        alike = self.alike[min(u, w), max(u, w)]
+        return None if alike is None else _Groups.of(alike if u < w else alike[::-1], self.priced.edge(u, w))
 
     @property
     def model(self) -> Model:
@@ -165,10 +180,10 @@ class Passing:
                 break
             last = self.value
 
-    def conditionals(self) -> list[Array]:
-        """For each strategy the bound on the cost of the choices that use it."""
+    def conditionals(self, sweeps: int = 2) -> list[Array]:
+        """For each strategy the bound on the cost of the choices that use it, the best of so many more sweeps."""
         self.conditional = [np.full(len(costs), -FORBIDDEN) for costs in self.theta]
-        for _ in range(2):
+        for _ in range(sweeps):
             self.sweep(collect=True)
         return [self.priced.unscaled_all(costs) for costs in self.conditional]
 
@@ -198,15 +213,13 @@ class Passing:
         share = theta // max(len(self.later[u].others), len(self.earlier[u].others))
         own = fan.own
         own -= share
-        if len(own) > 1 and fan.matrix.size <= AT_ONCE:
-            messages = np.minimum.reduce(fan.matrix - own.T[:, fan.edge], 0)
+        if fan.together is not None:
+            messages = np.minimum.reduce(fan.together - own.T[:, fan.edge], 0)
         else:
-            ends = [*fan.starts[1:].tolist(), len(fan.edge)]
-            pieces = zip(fan.starts.tolist(), ends, own, fan.groups, strict=True)
             messages = np.concatenate(
                 [
-                    groups.messages(to) if groups is not None else np.minimum.reduce(fan.matrix[:, start:end] - to[:, None], 0)
-                    for start, end, to, groups in pieces
+                    groups.messages(to) if groups is not None else np.minimum.reduce(part - to[:, None], 0)
+                    for part, to, groups in zip(fan.parts, own, fan.groups, strict=True)
                 ]
             )
         self.costs[fan.theta] += messages - self.messages[fan.back]
@@ -220,8 +233,7 @@ class Passing:
             fan = self.earlier[u]
             total = theta
             if fan.others:
-                rows = fan.starts + np.array([chosen[other] for other in fan.others])
-                total = theta + fan.matrix[:, rows].sum(1) - fan.own.sum(0)
+                total = theta + sum(part[:, chosen[w]] for part, w in zip(fan.parts, fan.others, strict=True)) - fan.own.sum(0)
             chosen.append(int(total.argmin()))
         return tuple(chosen)
 
@@ -247,12 +259,21 @@ class Passing:
         found = Passing(chosen_from(self.model, kept), self.magnitude)
         found.set_prices(self.prices)
         found.receive({(u, w): self.received(u, w)[kept[u]] for u, w in self.place})
+        for u, more in self.charged.items():
+            found.charge(u, more[kept[u]])
         return found
+
+    def charge(self, u: int, costs: Array) -> None:
+        """Let a node cost so much more, by strategy, for as long as the model and the prices stay."""
+        self.charged[u] = self.charged.get(u, 0) + costs
+        self.theta[u] += costs * self.priced.scale
+        self.priced.nodes[u] = self.priced.nodes[u] + costs * self.priced.scale
 
     def set_model(self, model: Model) -> None:
         """Go on with a model of the same nodes, strategies and edges, without prices; what the messages have moved stays moved."""
         before = list(self.priced.nodes)
         self.priced.set_model(model)
+        self.alike = {pair: _alike_at(edge) for pair, edge in model.edges.items()}
         self._recharge(range(len(before)), before, model.edges, regroup=True)
 
     def set_prices(self, rows: Array, *, whole: bool = False, weights: Array | None = None) -> None:
@@ -272,11 +293,13 @@ class Passing:
         for u, w in edges:
             matrix = self.priced.edges[u, w]
             for fan, own, other, charged in ((self.later[u], u, w, matrix), (self.earlier[w], w, u, matrix.T)):
-                fan.matrix[:, fan.rows(other)] = charged
                 number = fan.others.index(other)
+                fan.parts[number] = charged
+                if fan.together is not None:
+                    fan.together[:, fan.rows(number)] = charged
                 groups = fan.groups[number]
                 if regroup:
-                    fan.groups[number] = _Groups.of(self._seen(own, other), charged)
+                    fan.groups[number] = self._groups(own, other)
                 elif groups is not None:
                     groups.matrix = charged[np.ix_(*groups.first)]
         self._pull(edges)
