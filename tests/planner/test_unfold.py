@@ -132,16 +132,22 @@ def without_memory(problem: Problem, tie: int) -> Problem:
 
 @pytest.mark.parametrize("wanted", REQUESTS)
 @pytest.mark.parametrize("name", ["stack", "mlp", "llama"])
-def test_what_copies_that_differ_may_gain_is_never_said_to_be_less_than_they_do(name: str, wanted: str) -> None:
+def test_what_copies_that_differ_may_gain_is_never_said_to_be_less_than_they_do(
+    name: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, found = folded(name, wanted)
-    known = unfolded(start, found, find_blocks(start.candidates.graph), REQUESTS[wanted].limit_bytes)
     judge = Judge(start, found, REQUESTS[wanted].limit_bytes)
     exact = solve(without_memory(judge.built.problem, judge.tie), 60.0, hint=judge.folded)
-    assert known is not None and exact is not None and exact.status == "optimal"
+    assert exact is not None and exact.status == "optimal"
     gain = judge.gain(exact.choice)
-    assert known.loss + start.problem.tie >= gain
-    assert known.loss <= gain + start.problem.tie, "nor much more, where memory is ample"
     assert (gain > start.problem.tie) == (name == "stack")
+    by_messages = found.solution.cost // 100  # on a llama over 2x2 they end 0.4 % below; on all others they are exact
+    for most_by_tables, loose in ((1_000_000, start.problem.tie), (0, by_messages)):
+        monkeypatch.setattr("autoplan.planner.unfold.MOST_BY_TABLES", most_by_tables)
+        known = unfolded(start, found, find_blocks(start.candidates.graph), REQUESTS[wanted].limit_bytes)
+        assert known is not None
+        assert known.loss + start.problem.tie >= gain
+        assert known.loss <= gain + loose, "nor much more, where memory is ample"
 
 
 @pytest.mark.parametrize("name", ["two stacks", "llama", "gpt2"])

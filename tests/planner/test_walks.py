@@ -1,4 +1,4 @@
-"""The least of models linked in a chain is that of the one model in which every copy stands for itself."""
+"""The least of models linked in a chain is that of the one model in which every copy stands for itself; messages never say more."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from autoplan.planner.solver.deposits import bounded
 from autoplan.planner.solver.eliminate import Elimination
 from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model
 from autoplan.planner.solver.walks import Link, TooLong, Walks
 
 SIZES = (3, 2, 3, 4)  # of a copy's nodes: the first is its entry, the third its exit
+SEEDS = 40
 EXIT, FIRST, LAST = 2, 1, 3  # the rest's nodes that a chain hangs between are numbers 1 and 3
 
 
@@ -46,9 +48,14 @@ def unrolled(rest: Model, copy: Model, count: int) -> tuple[Model, list[list[int
     return Model(costs, [{} for _ in costs], edges, rest.limits), numbers
 
 
-def linked(seed: int, count: int) -> tuple[Walks, Elimination, Model, list[list[int]]]:
+def pieces(seed: int) -> tuple[Model, Model]:
+    """A rest and a copy."""
     random = np.random.default_rng(seed)
-    rest, copy = drawn(random, (2, SIZES[0], 3, SIZES[EXIT])), drawn(random, SIZES)
+    return drawn(random, (2, SIZES[0], 3, SIZES[EXIT])), drawn(random, SIZES)
+
+
+def linked(seed: int, count: int) -> tuple[Walks, Elimination, Model, list[list[int]]]:
+    rest, copy = pieces(seed)
     whole, numbers = unrolled(rest, copy, count)
     exact = Elimination(whole, 1 << 50)
     exact.improve(1)
@@ -83,6 +90,32 @@ def test_the_bound_on_a_strategy_is_the_least_over_all_copies() -> None:
 def _same(first: Array, second: Array) -> bool:
     """Equal where something is possible."""
     return bool((np.minimum(first, FORBIDDEN >> 4) == np.minimum(second, FORBIDDEN >> 4)).all())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_what_messages_prove_of_a_chain_is_true_and_seldom_much_less_than_all_there_is(count: int) -> None:
+    close = 0
+    for seed in range(SEEDS):
+        walks, exact, _, numbers = linked(seed, count)
+        if walks.value >= FORBIDDEN >> 4:
+            continue  # nothing is possible
+        rest, copy = pieces(seed)
+        chosen, [copies] = walks.choices()
+        good = [possible(rest.cost_of(chosen)), max(possible(copy.cost_of(choice)) for choice in copies)]
+        least, each = bounded(rest, [Link(copy, 0, EXIT, count, FIRST, LAST)], good), exact.conditionals()
+        assert least.value <= exact.bound
+        of_interest = good[0] + count * good[1]
+        for node, costs in enumerate(least.copies[0]):
+            assert (np.minimum(costs, of_interest + 1) <= np.minimum.reduce([each[number[node]] for number in numbers])).all()
+        assert all((np.minimum(costs, of_interest + 1) <= each[node]).all() for node, costs in enumerate(least.rest))
+        close += exact.bound - least.value <= 0.1 * exact.bound
+    assert close > 0.8 * SEEDS
+
+
+def possible(cost: int | None) -> int:
+    """What a possible choice costs."""
+    assert cost is not None
+    return cost
 
 
 def test_borders_of_too_many_strategies_are_refused() -> None:

@@ -21,6 +21,7 @@ from autoplan.planner.unfold import Unfolded
 
 Choice = tuple[int, ...]
 MOST_NODES = 2_000  # of the graph: to look at plans whose copies differ takes too long where there are more
+MOST_STRATEGIES = 6_000  # of the folded problem, likewise
 MOST_SEARCHED = (
     20_000  # strategies of the problem in which every copy decides for itself: beyond, the solver does not come to bounds in a minute
 )

@@ -1,9 +1,10 @@
 """What folding costs: a bound on all plans in which every copy of a block decides for itself, and a better plan where there is one.
 
 Copies meet only through what one hands to the next, so that the cheapest of all plans is a walk through copies (`chain`, `solver.walks`).
-Limits of memory are left out of this: the bound is sound, and close where memory is ample. Two rounds: first with shares of what several
-readers need (`shares`), which says which strategies a better plan may use, then exactly among these. The work is limited by
-sizes, never by time, so that the same input gives the same bytes.
+Limits of memory are left out of this: the bound is sound, and close where memory is ample. Two rounds: the first, with shares of what
+several readers need (`shares`) or, where tables for pairs of borders are too large for that, by messages (`solver.deposits`), says which
+strategies a better plan may use, the second is exact among these. The work is limited by sizes, never by time, so that
+the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from autoplan.planner.pairwise import model_of
 from autoplan.planner.problem import cost_of, restricted
 from autoplan.planner.recompute import Outcome
 from autoplan.planner.shares import Shares, relaxation
+from autoplan.planner.solver.deposits import bounded
 from autoplan.planner.solver.eliminate import TooWide
 from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.walks import Least, Link, TooLong, Walks
@@ -29,7 +31,8 @@ from autoplan.planner.terms import ValueTerms
 Walk = tuple[dict[int, int], tuple[tuple[dict[int, int], ...], ...]]
 """What the rest chooses by node, and by run what each later copy does."""
 
-MOST_STRATEGIES = 6_000  # of the folded problem: beyond, tables for pairs of borders are too large
+MOST_BY_TABLES = 6_000  # strategies of the folded problem: beyond, tables for pairs of borders are too large
+MOST_STRATEGIES = 60_000  # of all pieces: beyond, what pairs of them cost takes gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,8 @@ def unfolded(start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes
 
     `start` is the folded problem in which nothing is gathered ahead nor recomputed. Unless `thorough`, the first round is the last.
     """
-    if start.problem.strategies > MOST_STRATEGIES:
-        return None
-    try:
-        return _Bounding(start, found, runs, limit_bytes).result(thorough=thorough)
-    except (TooWide, TooLong):
-        return None
+    bounding = _Bounding(start, found, runs, limit_bytes)
+    return bounding.result(thorough=thorough) if bounding.strategies <= MOST_STRATEGIES else None
 
 
 class _Bounding:
@@ -81,6 +80,7 @@ class _Bounding:
             self.chain = whole(self.parts)
         terms, folded = self.parts.terms, folded if waiting is None else folded.ahead(waiting)
         self.pieces = (self.chain.rest, *self.chain.copies)
+        self.strategies = sum(piece.problem.strategies for piece in self.pieces)
         self.of_folded = folded_nodes(start.terms, terms)
         self.of_value = {now.name: _positions(before, now, self.of_folded) for before, now in folded_values(start.terms, terms)}
         self.folded = {value.name: value for value in start.problem.values}
@@ -91,41 +91,53 @@ class _Bounding:
             else build_problem(folded, limit_bytes)
         )
         self.above = found.solution.cost - cost_of(least.problem, found.solution.choice)
-        self.here = sum(
-            count * cost_of(piece.problem, [self.choice[node] for node in piece.nodes])
-            for piece, count in zip(self.pieces, (1, *self.chain.counts), strict=True)
-        )
+        self.costs = [cost_of(piece.problem, [self.choice[node] for node in piece.nodes]) for piece in self.pieces]
+        self.here = sum(count * cost for cost, count in zip(self.costs, (1, *self.chain.counts), strict=True))
         self.enough = self.here - FINER * start.problem.tie  # what is proved to cost more than this is no better
 
     def result(self, *, thorough: bool) -> Unfolded:
         """After one round or two."""
-        shared = self._shared()
-        if shared.value > self.enough or not thorough:
-            return Unfolded(self._loss(shared.value), self.parts)
-        kept = self._kept(shared.least())
+        first = self._by_tables() or self._by_messages()
+        if first.value > self.enough or not thorough:
+            return Unfolded(self._loss(first.value), self.parts)
+        kept = self._kept(first.least() if isinstance(first, Walks) else first)
         try:
             exact = self._walks([model_of(restricted(piece.problem, left)) for piece, left in zip(self.pieces, kept, strict=True)])
-        except TooWide:
+        except (TooWide, TooLong):
             everything = [[np.arange(len(node.costs)) for node in piece.problem.nodes] for piece in self.pieces]
-            return Unfolded(self._loss(shared.value), self.parts, self._walk(shared, everything))
-        value = max(shared.value, exact.value)
+            return Unfolded(self._loss(first.value), self.parts, self._walk(first, everything) if isinstance(first, Walks) else None)
+        value = max(first.value, exact.value)
         return Unfolded(self._loss(value), self.parts, self._walk(exact, kept) if value <= self.enough else None)
 
     def _loss(self, proved: int) -> int:
         return self.above + max(0, self.here - proved) // FINER
 
+    def _links(self, copies: Sequence[Model]) -> list[Link]:
+        """The copies of pieces, whose nodes come first in their models."""
+        ends = zip(copies, self.chain.copies, self.chain.counts, self.chain.rest.links, strict=True)
+        return [Link(model, piece.entry, piece.exit, count, *link) for model, piece, count, link in ends]
+
     def _walks(self, models: Sequence[Model]) -> Walks:
         rest, *copies = models
-        ends = zip(copies, self.chain.copies, self.chain.counts, self.chain.rest.links, strict=True)
-        return Walks(rest, [Link(model, piece.entry, piece.exit, count, *link) for model, piece, count, link in ends])
+        return Walks(rest, self._links(copies))
 
-    def _shared(self) -> Walks:
-        """Readers pay shares; what all copies read costs nothing where that would link too much."""
+    def _by_tables(self) -> Walks | None:
+        """Readers pay shares; what all copies read costs nothing where that would link too much. None where there is too much to link."""
+        if self.start.problem.strategies > MOST_BY_TABLES:
+            return None
         models = [relaxation(piece.problem, self._shares(piece)) for piece in self.pieces]
         try:
-            return self._walks(models)
-        except TooWide:
-            return self._walks([_without_edges(model, piece.shared) for model, piece in zip(models, self.pieces, strict=True)])
+            try:
+                return self._walks(models)
+            except TooWide:
+                return self._walks([_without_edges(model, piece.shared) for model, piece in zip(models, self.pieces, strict=True)])
+        except (TooWide, TooLong):
+            return None
+
+    def _by_messages(self) -> Least:
+        """As close as messages come."""
+        rest, *copies = (model_of(piece.problem) for piece in self.pieces)
+        return bounded(rest, self._links(copies), self.costs)
 
     def _shares(self, piece: Piece) -> dict[str, Shares]:
         """The shares that bound the folded problem, of the readers in a piece."""
