@@ -1,24 +1,11 @@
-"""What was measured on 4 H200 of one host (torch 2.11.0+cu130, NCCL 2.28.9, bf16, November 2026): the profile is fitted to it."""
+"""What was measured on H200 (torch 2.11.0+cu130, NCCL 2.28.9, bf16, November 2026): the profile is fitted to it."""
 
-MATMULS = (  # F.linear of [M, K] by [N, K]: M, K, N, microseconds
-    (8192, 4096, 4096, 365.98),
-    (8192, 4096, 1024, 106.05),
-    (8192, 4096, 14336, 1226.16),
-    (8192, 14336, 4096, 1204.13),
-    (2048, 4096, 4096, 113.52),
-    (512, 4096, 4096, 42.34),
-    (8192, 4096, 3584, 342.59),
-    (8192, 4096, 128256, 12379.23),
-    (16384, 2048, 8192, 961.55),
-    (4096, 8192, 8192, 898.06),
-    (8192, 1024, 4096, 161.7),
-    (32768, 4096, 1024, 480.35),
-)
-ATTENTIONS = (  # causal, head size 128: batch, heads, tokens, microseconds forward, forward and backward
-    (1, 32, 8192, 944.59, 3548.86),
-    (1, 8, 8192, 326.72, 1104.53),
-    (4, 32, 2048, 309.73, 1176.02),
-    (4, 16, 4096, 524.22, 1940.99),
+import json
+from pathlib import Path
+from typing import Any
+
+OPS: tuple[dict[str, Any], ...] = tuple(  # at work for a second or more: products and attention, forward and backward
+    map(json.loads, (Path(__file__).parents[2] / "benchmarks" / "hardware" / "h200-ops.jsonl").read_text().splitlines())
 )
 PRODUCTS = ((2**20, 16.7), (2**27, 194.24))  # x * y of n elements: n, microseconds
 NORMS = ((8192, 4096, 61.33), (32768, 4096, 172.18), (8192, 128256, 1646.43))  # rms_norm: rows, width, microseconds

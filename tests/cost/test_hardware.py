@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,40 @@ def test_every_problem_of_a_profile_is_told_with_its_line(tmp_path: Path) -> Non
     assert "netwerk: unknown" in message
     assert "overlap.hides: is a part: at most 1" in message
     assert "network: missing" in message
+
+
+def test_the_optimizer_moves_its_bytes_as_other_ops_unless_the_profile_says_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "ours.yaml"
+    text = (PROFILES / "h200-sxm.yaml").read_text()
+    path.write_text("\n".join(line for line in text.splitlines() if "optimizer_bytes_per_s" not in line))
+    assert load_hardware(path).compute.optimizer_bytes_per_s == load_hardware("h200-sxm").compute.bytes_per_s
+    path.write_text(text.replace("optimizer_bytes_per_s: 2.27e+12", "optimizer_bytes_per_s: 0"))
+    with pytest.raises(HardwareError, match="compute.optimizer_bytes_per_s: 0 is not a positive number"):
+        load_hardware(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("{128: 0.5, 64: 0.4}", ((64, 0.4), (128, 0.5))),
+        ("0.5", ((1, 0.5),)),
+        ("{64: 0.4, wide: 0.5}", "attention_backward.efficiency.wide: is not a size"),
+        ("{0: 0.4, 64: 0.5}", "attention_backward.efficiency.0: is not a size"),
+        ("{64: fast}", "attention_backward.efficiency.64: 'fast' is not a positive number"),
+        ("{}", "attention_backward.efficiency: has no sizes"),
+        ("[0.4]", "attention_backward.efficiency: must be a single value"),
+    ],
+)
+def test_efficiencies_of_attention_are_one_or_by_head_size(tmp_path: Path, table: str, expected: Any) -> None:
+    path = tmp_path / "ours.yaml"
+    text = (PROFILES / "h200-sxm.yaml").read_text()
+    path.write_text(text.replace("{64: 0.343, 96: 0.349, 128: 0.437, 256: 0.328}", table))
+    if isinstance(expected, tuple):
+        assert load_hardware(path).compute.attention_backward.efficiencies == expected
+        return
+    with pytest.raises(HardwareError) as error:
+        load_hardware(path)
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize(

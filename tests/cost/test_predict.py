@@ -133,10 +133,10 @@ def test_regathered_parameters_are_gathered_twice() -> None:
 
 
 def test_the_state_of_a_parameter_by_hand() -> None:
-    """[4096, 4096] over 4: 4.19 M elements: 8.39 MB, as much gradient, 16.8 MB of states; 2 x 8.39 + 8.39 + 2 x 16.8 = 58.7 MB at 4.15 TB/s."""
+    """[4096, 4096] over 4: 4.19 M elements: 8.39 MB, as much gradient, 16.8 MB of states; 2 x 8.39 + 8.39 + 2 x 16.8 = 58.7 MB at 2.27 TB/s."""
     state = parameter_state((4096, 4096), (S(0),), parse_mesh("4"), H200, BF16)
     assert (state.bytes.parameter, state.bytes.gradient, state.bytes.optimizer) == (2**23, 2**23, 2**24)
-    assert state.optimizer_s == pytest.approx(14.15e-6, rel=1e-2)
+    assert state.optimizer_s == pytest.approx(25.87e-6, rel=1e-2)
 
 
 def test_the_last_reader_of_a_value_adds_to_no_gradient() -> None:

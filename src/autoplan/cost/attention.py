@@ -14,21 +14,23 @@ _BACKWARD_FLOPS = 2.5  # FlashAttention-2 (Dao 2023), section 4.1: five products
 
 
 def attention_cost(call: Call, hardware: Hardware) -> ComputeCost:
-    compute, dtype = hardware.compute, call.operands[0].dtype
+    compute = hardware.compute
     work = attention_flops(call)
     moved = sum(map(spec_bytes, (*call.operands, *call.outputs)))
-    forward = max(_attention_seconds(work, dtype, compute.attention_forward, hardware), hardware.copy_seconds(moved))
+    forward = max(_attention_seconds(call, work, compute.attention_forward, hardware), hardware.copy_seconds(moved))
     if not needs_backward(call):
         return ComputeCost(forward, forward_flops=work)
     again = _BACKWARD_FLOPS * work
-    backward = max(_attention_seconds(again, dtype, compute.attention_backward, hardware), hardware.copy_seconds(2 * moved))
+    backward = max(_attention_seconds(call, again, compute.attention_backward, hardware), hardware.copy_seconds(2 * moved))
     return ComputeCost(forward, backward, work, again)
 
 
-def _attention_seconds(work: float, dtype: str, fit: Attention, hardware: Hardware) -> float:
+def _attention_seconds(call: Call, work: float, fit: Attention, hardware: Hardware) -> float:
     if not work:
         return 0.0
-    return work / (hardware.compute.peak(dtype) * fit.efficiency * min(1.0, work / fit.at_flops) ** fit.exponent)
+    q, v = (call.operands[index] for index in operands_at(call, (0, "query"), (2, "value")))
+    reached = fit.efficiency((q.shape[-1] + v.shape[-1]) / 2) * min(1.0, work / fit.at_flops) ** fit.exponent
+    return work / (hardware.compute.peak(q.dtype) * reached)
 
 
 def attention_flops(call: Call) -> int:

@@ -129,7 +129,7 @@ def optimizer_seconds(parameter_bytes: float, gradient_bytes: float, optimizer_b
     """Seconds of an optimizer step over LOCAL bytes: parameters and states are read and written, gradients read; one fused kernel."""
     if not gradient_bytes:
         return 0.0
-    return (2 * parameter_bytes + gradient_bytes + 2 * optimizer_bytes) / hardware.compute.bytes_per_s
+    return (2 * parameter_bytes + gradient_bytes + 2 * optimizer_bytes) / hardware.compute.optimizer_bytes_per_s
 
 
 def _cost(call: Call, hardware: Hardware) -> ComputeCost:

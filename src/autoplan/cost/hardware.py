@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Matmul:
-    """Flops per second of [M, K] @ [K, N] = peak x efficiency / (1 + half_depth / K) / (1 + half_tile / (M N)), plus its bytes."""
+    """Flops per second of [M, K] @ [K, N] = peak x efficiency / (1 + half_depth / K) / (1 + half_tile / (M N)), or its bytes if slower."""
 
     efficiency: float
     half_depth: float
@@ -33,19 +34,32 @@ class Matmul:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Flops per second of attention = peak x efficiency x min(1, flops / at_flops) ^ exponent."""
+    """Flops per second of attention = peak x efficiency x min(1, flops / at_flops) ^ exponent.
 
-    efficiency: float
+    `efficiencies` are (head size, efficiency), sizes rising; there is at least one.
+    """
+
+    efficiencies: tuple[tuple[float, float], ...]
     at_flops: float
     exponent: float
+
+    def efficiency(self, head_size: float) -> float:
+        """That of a head size: on the line between its neighbours in the table, beyond the table as at its end."""
+        at = bisect_left(self.efficiencies, (head_size,))
+        (size, low), (next_size, high) = self.efficiencies[max(at - 1, 0)], self.efficiencies[min(at, len(self.efficiencies) - 1)]
+        return low if size == next_size else low + (high - low) * (head_size - size) / (next_size - size)
 
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """One device: peak flops per second by dtype, what kernels reach of it, and the least time of a kernel."""
+    """One device: peak flops per second by dtype, what kernels reach of it, and the least time of a kernel.
+
+    `optimizer_bytes_per_s` is what the optimizer's fused kernel reaches of `bytes_per_s`.
+    """
 
     flops_per_s: Mapping[str, float]
     bytes_per_s: float
+    optimizer_bytes_per_s: float
     launch_s: float
     matmul: Matmul
     attention_forward: Attention
@@ -189,7 +203,16 @@ def _hides(section: Section) -> float:
 
 
 def _compute(section: Section) -> Compute:
-    section.allow("flops_per_s", "bytes_per_s", "launch_s", "matmul", "attention_forward", "attention_backward")
+    section.allow(
+        "flops_per_s",
+        "bytes_per_s",
+        "optimizer_bytes_per_s",
+        "launch_s",
+        "matmul",
+        "attention_forward",
+        "attention_backward",
+        optional=("optimizer_bytes_per_s",),
+    )
     peaks = section.section("flops_per_s")
     flops_per_s = {dtype: peaks.number(dtype) for dtype in peaks.names()}
     if "float32" not in flops_per_s:
@@ -199,6 +222,7 @@ def _compute(section: Section) -> Compute:
     return Compute(
         flops_per_s=flops_per_s,
         bytes_per_s=section.number("bytes_per_s"),
+        optimizer_bytes_per_s=section.number("optimizer_bytes_per_s" if "optimizer_bytes_per_s" in section.names() else "bytes_per_s"),
         launch_s=section.number("launch_s", zero=True),
         matmul=Matmul(matmul.number("efficiency"), matmul.number("half_depth", zero=True), matmul.number("half_tile", zero=True)),
         attention_forward=_attention(section.section("attention_forward")),
@@ -208,7 +232,7 @@ def _compute(section: Section) -> Compute:
 
 def _attention(section: Section) -> Attention:
     section.allow("efficiency", "at_flops", "exponent")
-    return Attention(section.number("efficiency"), section.number("at_flops"), section.number("exponent", zero=True))
+    return Attention(section.by_size("efficiency"), section.number("at_flops"), section.number("exponent", zero=True))
 
 
 def _node_link(section: Section) -> NodeLink:

@@ -31,14 +31,14 @@ class Product:
 
 
 def matmul_seconds(product: Product, dtype: str, hardware: Hardware) -> float:
-    """Seconds of a matrix product: flops at the efficiency its shape reaches, plus the bytes of its three matrices."""
+    """Seconds of a matrix product: its flops at the efficiency its shape reaches, beside which the bytes of its three matrices move."""
     fit, compute = hardware.compute.matmul, hardware.compute
     if not product.flops:
         return 0.0
     speed = compute.peak(dtype) * fit.efficiency
     slow = (1 + fit.half_depth / product.k) * (1 + fit.half_tile / (product.batch * product.m * product.n))
     moved = product.batch * (product.m * product.k + product.k * product.n + product.m * product.n) * ITEM_BYTES[dtype]
-    return max(compute.launch_s, product.flops / speed * slow + moved / compute.bytes_per_s)
+    return max(compute.launch_s, product.flops / speed * slow, moved / compute.bytes_per_s)
 
 
 def product_of(call: Call) -> Product | None:

@@ -98,6 +98,19 @@ class Section:
             return ()
         return tuple(self._checked(key, _construct(item), False, False) for item in node.value)
 
+    def by_size(self, key: str) -> tuple[tuple[float, float], ...]:
+        """Positive numbers by size, sizes rising: a mapping, or a single number, which is that of every size."""
+        if not isinstance(self._nodes.get(key), yaml.MappingNode):
+            return ((1.0, self.number(key)),)
+        table = self.section(key)
+        sizes = [name for name in table.names() if name.isdecimal() and int(name)]
+        for name in table.names():
+            if name not in sizes:
+                self.problems.add(name, "is not a size", table)
+        if not sizes:
+            self.problems.add(key, "has no sizes", self)
+        return tuple(sorted({int(name): table.number(name) for name in sizes}.items())) or ((1.0, 1.0),)
+
     def integer(self, key: str) -> int | None:
         """A positive integer."""
         value = self._scalar(key)
