@@ -13,16 +13,17 @@ from cost_calls import H200
 from cost_models import TINY_GPT2, TINY_LLAMA, TRUTH_MODELS, captured, data_parallel, llama_graph, replicated
 from cost_truth import COMPILED_ALONE, COMPILED_BY_HAND, COMPILED_STEPS
 from torch import Tensor, nn
-from torch_partitions import kept_by_torch
+from torch_partitions import kept_by_torch, repeated_by_torch
 
 from autoplan.assignment import Assignment, decode
 from autoplan.assignment.gathers import gather_groups
 from autoplan.assignment.recompute import recomputed_segments
 from autoplan.cost.compiled import compiled_transient_bytes, fused_cost
 from autoplan.cost.fusion import Fused, fused_nodes
+from autoplan.cost.matmul import product_of
 from autoplan.cost.predict import Prediction, activation_bytes, prediction
 from autoplan.cost.primitives import node_seconds, node_transient_bytes
-from autoplan.cost.remat import kept_when_compiled
+from autoplan.cost.remat import kept_when_compiled, repeated_when_compiled
 from autoplan.graph import Graph, capture, classes, find_blocks, foldable_prefixes
 from autoplan.graph.segments import block_segments
 from autoplan.models import gpt2, llama
@@ -62,22 +63,18 @@ def of_assignment(assignment: Assignment, *, recomputes: bool = False, prefetch:
 
 @pytest.mark.parametrize(("name", "ms", "gib"), COMPILED_STEPS)
 def test_compiled_steps_are_near_the_measured(name: str, ms: float, gib: float) -> None:
-    """Memory within 5 %, what Inductor's order of kernels and the allocator's rounding may add.
-
-    Time within 10 %: for products of 8B's width, attention's backward with fewer key than query heads and the optimizer the profile has
-    4, 25 and 80 % less than these steps took (profiles of benchmarks/runtime), and it is that of eager steps too.
-    """
+    """Memory within 5 %, what Inductor's order of kernels and the allocator's rounding may add; time within 4 %, as single steps vary."""
     found = of_plan(name, COMPILED)
     assert found.memory.peak / 2**30 == pytest.approx(gib, rel=0.05)
-    assert 1e3 * found.step_s == pytest.approx(ms, rel=0.1)
+    assert 1e3 * found.step_s == pytest.approx(ms, rel=0.04)
 
 
 @pytest.mark.parametrize(("recomputes", "ms", "gib"), COMPILED_ALONE)
 def test_compiled_steps_of_one_device_are_near_the_measured(recomputes: bool, ms: float, gib: float) -> None:
-    """Where layers recompute, what is there besides is small, and the kernel of attention's backward takes a part of it unseen: 10 %."""
+    """Where layers recompute, what is there besides is small, and attention's backward takes a part of it unseen: 10 % of memory."""
     found = of_assignment(replicated(captured(llama, TRUTH_MODELS["1b"] | {"batch": 2}), parse_mesh("1")), recomputes=recomputes)
     assert found.memory.peak / 2**30 == pytest.approx(gib, rel=0.1 if recomputes else 0.05)
-    assert 1e3 * found.step_s == pytest.approx(ms, rel=0.1)
+    assert 1e3 * found.step_s == pytest.approx(ms, rel=0.04)
 
 
 @pytest.mark.parametrize(("size", "ms", "gib"), COMPILED_BY_HAND)
@@ -85,7 +82,7 @@ def test_compiled_steps_of_hand_written_code_are_near_the_measured(size: str, ms
     """FSDP2 gathers ahead as our runtime does. The same tolerances as above."""
     found = of_assignment(data_parallel(captured(llama, TRUTH_MODELS[size]), parse_mesh("4"), sharded=True), prefetch=1)
     assert found.memory.peak / 2**30 == pytest.approx(gib, rel=0.05)
-    assert 1e3 * found.step_s == pytest.approx(ms, rel=0.1)
+    assert 1e3 * found.step_s == pytest.approx(ms, rel=0.04)
 
 
 class WrittenOut(nn.Module):
@@ -148,6 +145,37 @@ def test_what_is_kept_of_ops_written_out_is_what_torch_keeps(dtype: torch.dtype)
     module, x = Layers().to(dtype), torch.randn(B, T, D, dtype=dtype)
     theirs = 3 * kept_by_torch(lambda x: module.layers[0](x), [x.clone().requires_grad_()])
     assert kept(capture(module, (x,), {}, mode="train")) == pytest.approx(theirs, rel=0.02)
+
+
+def repeated_products(graph: Graph) -> tuple[int, list[str]]:
+    """Of the products of the middle copy of a graph's block, how many run once more where it recomputes, and which do not."""
+    nodes = [graph.nodes[node] for node in block_segments(graph)[1].nodes]
+    products = [node for node in nodes if product_of(calls_of(graph)[node.id])]
+    left_out = [node.address for node in products if node.id not in repeated_when_compiled(graph)]
+    return len(products) - len(left_out), left_out
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "last"),
+    [
+        (llama, {"n_kv_heads": 2, "ffn_dim": 224}, "layers.1.mlp.w2/linear"),
+        (gpt2, {"max_seq": T, "dropout": 0.0}, "layers.1.mlp.down/addmm"),
+    ],
+)
+def test_a_compiled_layer_repeats_what_torch_repeats(family: Any, sizes: dict[str, Any], last: str) -> None:
+    """All products but the last, of which nothing is made that backward reads."""
+    settings = {"dim": D, "n_heads": 4, "vocab_size": 500, "batch": B, "seq": T, "n_layers": 3} | sizes
+    module = family.build(**settings)[0].to(torch.bfloat16)
+    x = torch.randn(B, T, D, dtype=torch.bfloat16, requires_grad=True)
+    tables = module.rope(torch.bfloat16) if family is llama else ()
+    theirs = repeated_by_torch(lambda x: module.layers[1](x, *tables), [x])
+    assert repeated_products(captured(family, settings)) == (theirs, [last])
+
+
+def test_ops_written_out_repeat_what_torch_repeats() -> None:
+    module, x = Layers().to(torch.bfloat16), torch.randn(B, T, D, dtype=torch.bfloat16)
+    theirs = repeated_by_torch(lambda x: module.layers[1](x), [x.clone().requires_grad_()])
+    assert repeated_products(capture(module, (x,), {}, mode="train")) == (theirs, ["layers.1.down/linear"])
 
 
 @pytest.mark.parametrize(("family", "sizes"), [(llama, TINY_LLAMA), (gpt2, TINY_GPT2 | {"dropout": 0.1})])

@@ -24,6 +24,7 @@ from autoplan.cost.primitives import (
     node_seconds,
     node_transient_bytes,
     parameter_state,
+    repeats,
     savings_of,
     trains,
     used_copy_bytes,
@@ -151,6 +152,8 @@ def recompute_seconds(assignment: Assignment, hardware: Hardware, options: Optio
     for segment in recomputed:
         again = nodes_again(graph, segment)
         for node in graph.nodes[again.start : again.stop]:
+            if not repeats(graph, node, options):
+                continue
             cost = node_seconds(graph, node, assignment.strategies[node.id], mesh, hardware, fused_in(graph, node, options))
             compute_s += cost.forward_s
             moved_s += cost.inside_forward_s
@@ -200,7 +203,8 @@ def hidden_seconds(
     for node, cost in zip(graph.nodes, costs, strict=True) if traveling else ():
         block = block_of(node.address, traveling)
         if block is not None:
-            computing[kind_of_block(block)] += cost.forward_s * (1 + (node.id in again)) + cost.backward_s
+            times = 1 + (node.id in again and repeats(graph, node, options))
+            computing[kind_of_block(block)] += cost.forward_s * times + cost.backward_s
     moving = {kind: parameter_seconds(assignment, found, hardware, options) for kind, found in traveling.items()}
     return sum(min(hardware.hides * moving[kind], computing[kind]) for kind in traveling)
 

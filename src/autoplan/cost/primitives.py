@@ -16,7 +16,7 @@ from autoplan.cost.compute import local_call, optimizer_seconds, strategy_second
 from autoplan.cost.fusion import Fused, fused_nodes
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.memory import ParameterBytes, saved, state_bytes, transient_bytes
-from autoplan.cost.remat import compiled_saved, kept_when_compiled
+from autoplan.cost.remat import compiled_saved, kept_when_compiled, repeated_when_compiled
 from autoplan.cost.savings import Savings, local_bytes
 from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.ir import Graph, Node, Value
@@ -44,6 +44,11 @@ def _is_read_after(graph: Graph, node: Node, operand: int) -> bool:
 def fused_in(graph: Graph, node: Node, options: Options) -> Fused | None:
     """How a node takes part in a compiled piece; None in eager runs."""
     return fused_nodes(graph)[node.id] if options.compile else None
+
+
+def repeats(graph: Graph, node: Node, options: Options) -> bool:
+    """Whether a node's forward runs once more where its block recomputes, if it is among those that may (`nodes_again`)."""
+    return not options.compile or node.id in repeated_when_compiled(graph)
 
 
 def savings_of(graph: Graph, options: Options) -> Savings:

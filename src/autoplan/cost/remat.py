@@ -13,7 +13,7 @@ though what lies before it might be smaller.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
@@ -56,6 +56,27 @@ def kept_when_compiled(graph: Graph) -> tuple[Saved, ...]:
     for _, nodes in groupby(graph.nodes, lambda node: stages.piece[node.id]):
         found += _Piece(graph, tuple(nodes), stages, alias_of, needs).saved()
     return tuple(found)
+
+
+@once
+def repeated_when_compiled(graph: Graph) -> frozenset[int]:
+    """The nodes whose forward runs once more where their piece recomputes: those that make what backward reads.
+
+    What leads to the piece's outputs alone, like the last product of a layer, the compiler leaves out, since it compiles
+    recomputation and backward as one (`runtime.pieces`); an eager piece runs again up to the last op that keeps anything.
+    """
+    piece, calls = stages_of(graph).piece, calls_of(graph)
+    found: set[int] = set()
+    needed: set[int] = set()
+    for node in reversed(graph.nodes):
+        need = compiled_saved(calls[node.id])
+        operands: Collection[int] = need.operands
+        if need.outputs or need.extra_bytes or not needed.isdisjoint(node.outputs):
+            found.add(node.id)
+            operands = range(len(node.inputs))
+        made = (node.inputs[k] for k in operands if node.inputs[k] in graph.producers)
+        needed.update(value for value in made if piece[graph.producers[value].id] == piece[node.id])
+    return frozenset(found)
 
 
 class _Piece:

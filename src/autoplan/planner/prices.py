@@ -21,6 +21,7 @@ from autoplan.cost.primitives import (
     node_transient_bytes,
     parameter_gradient_bytes,
     parameter_state,
+    repeats,
     savings_of,
 )
 from autoplan.cost.savings import SavedMap, Savings, local_bytes
@@ -103,6 +104,10 @@ class Prices:
         accumulated = accumulated_operands(self.graph, node)
         fused = fused_in(self.graph, node, self.options)
         return [strategy_seconds(call, strategy, self.mesh, self.hardware, accumulated, fused) for strategy in strategies]
+
+    def repeats(self, node: Node) -> bool:
+        """Whether an op runs once more where its block recomputes."""
+        return repeats(self.graph, node, self.options)
 
     def kept_by_op_bytes(self, call: Call, strategy: Strategy) -> int:
         """Bytes that an op keeps beside values of the graph: statistics and masks."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from autoplan.assignment.names import block_of, kind_of_block
+from autoplan.cost.seconds import ComputeCost
 from autoplan.cost.transitions import Moves
 from autoplan.graph.ir import Value
 from autoplan.placement import Placements
@@ -200,6 +201,7 @@ class _Pricer:
         node = self.graph.nodes[members[0]]
         examples, like = self.prices.alike(call, strategies)
         costs = self.prices.strategy_costs(node, call, examples)
+        again = [cost if self.prices.repeats(node) else ComputeCost() for cost in costs]
         made = []
         for j, value in enumerate(node.outputs):
             nbytes = np.array([self.prices.made_bytes(value, s.makes[j]) for s in examples])
@@ -209,8 +211,8 @@ class _Pricer:
             kind_of_block(block) if (block := block_of(node.address, self.prices.prefixes)) is not None else None,
             tuple(members),
             np.array([cost.seconds for cost in costs])[like],
-            np.array([cost.forward_s + cost.inside_forward_s for cost in costs])[like],
-            (np.array([cost.forward_s + cost.backward_s for cost in costs])[like], np.array([cost.forward_s for cost in costs])[like]),
+            np.array([cost.forward_s + cost.inside_forward_s for cost in again])[like],
+            (np.array([cost.forward_s + cost.backward_s for cost in costs])[like], np.array([cost.forward_s for cost in again])[like]),
             np.array([self.prices.transient_bytes(node, call, s) for s in examples])[like],
             np.array([self.prices.kept_by_op_bytes(call, s) for s in examples])[like],
             tuple(made),
