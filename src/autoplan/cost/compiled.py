@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import prod
 
-from autoplan.cost.families import is_view, needs_backward, op_name, spec_bytes
+from autoplan.cost.families import is_view, needs_backward, op_name, spec_bytes, splits_classes
 from autoplan.cost.fusion import Fused
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.memory import transient_bytes
@@ -51,11 +51,8 @@ def gradient_bytes(call: Call, fused: Fused) -> int:
 
 def wide_gradient_bytes(call: Call) -> int:
     """Bytes of the fp32 gradient of logits of which this rank has a part of the classes; 0 for other calls."""
-    if op_name(call.op) != "aten.cross_entropy_loss" or not call.operands[0].needs_grad:
-        return 0
     logits = call.operands[0]
-    classes = 1 if logits.ndim > 1 else 0
-    return 4 * prod(logits.shape) if logits.shape[classes] < call.uncut_shape(0)[classes] else 0
+    return 4 * prod(logits.shape) if splits_classes(call) and logits.needs_grad else 0
 
 
 def compiled_transient_bytes(call: Call, fused: Fused) -> int:

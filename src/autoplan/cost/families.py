@@ -85,6 +85,15 @@ def drops(call: Call) -> bool:
     return float(call.arg(1, "p", 0.5)) > 0.0 and call.arg(2, "train", True) is not False
 
 
+def splits_classes(call: Call) -> bool:
+    """Whether a cross-entropy has a part of the classes of its logits."""
+    if op_name(call.op) != "aten.cross_entropy_loss":
+        return False
+    logits = call.operands[0]
+    classes = 1 if logits.ndim > 1 else 0
+    return logits.shape[classes] < call.uncut_shape(0)[classes]
+
+
 def needs_backward(call: Call) -> bool:
     """Whether a gradient flows through the call."""
     return any(spec.needs_grad for spec in call.outputs)

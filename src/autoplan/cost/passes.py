@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
-from autoplan.cost.families import CASTS, CUTS, DROPOUTS, EXPANSIONS, LOOKUPS, NORMS, PIECES, RESAMPLING, SOFTMAXES, op_name, spec_bytes
+from autoplan.cost.families import (
+    CASTS,
+    CUTS,
+    DROPOUTS,
+    EXPANSIONS,
+    LOOKUPS,
+    NORMS,
+    PIECES,
+    RESAMPLING,
+    SOFTMAXES,
+    op_name,
+    spec_bytes,
+    splits_classes,
+)
 from autoplan.cost.hardware import Hardware
 from autoplan.rules.row import Call, TensorSpec
 
@@ -85,8 +98,15 @@ def _softmax(call: Call) -> Passes:
 
 
 def _cross_entropy(call: Call) -> Passes:
-    """log_softmax (two reads, one write) and the picking of one number per row; backward zeros, then two reads of two, one write."""
+    """log_softmax (two reads, one write) and the picking of one number per row; backward zeros, then two reads of two, one write.
+
+    Classes that are split take the ops of `rules.ops.losses`, in fp32: maximum, difference, exp and sum; difference, exp and product.
+    """
     logits = spec_bytes(call.operands[0])
+    if splits_classes(call):
+        wide = 4 * prod(call.operands[0].shape)
+        cast = [logits + wide] if wide > logits else []
+        return [*cast, wide, 2 * wide, 2 * wide, wide], [*cast, *[2 * wide] * 3, *cast]
     return [3 * logits, 8 * row_bytes(call)], [logits, 5 * logits]
 
 
