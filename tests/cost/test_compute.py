@@ -29,9 +29,9 @@ def strategy(call: Call, *rows: Row) -> Strategy:
 
 @pytest.mark.parametrize("row", [row for row in OPS if row["op"] == "product"], ids=lambda row: f"{row['shape']}")
 def test_matmuls_are_within_5_percent_of_the_measured(row: dict[str, Any]) -> None:
-    """With 512 rows, whose medians differ by a half from run to run, within that."""
+    """With 512 rows within 30 %: of 30 us a product, of which one took 35 in its first runs and 52 in the median of all."""
     m, k, n = row["shape"]
-    cost, rel = call_seconds(linear(m, k, n), H200), 0.05 if m > 512 else 0.5
+    cost, rel = call_seconds(linear(m, k, n), H200), 0.05 if m > 512 else 0.3
     assert 1e3 * cost.forward_s == pytest.approx(row["forward_ms"], rel=rel)
     assert 1e3 * cost.backward_s == pytest.approx(row["backward_ms"], rel=rel)
 
