@@ -20,6 +20,7 @@ from autoplan.planner.solver.walks import Least, Link
 LARGEST = 4  # deposit, in costs of a good choice: for what is forbidden no more is needed
 STILL = 27  # bits: a bound that grows by less than this part of it stands still
 WORTH_A_SWEEP = 0.003  # of what is lacking to a good choice
+CLOSER = 0.6  # of what was lacking when strategies were dropped last: then more of them may go
 
 Kept = list[Array]
 """By node, strategies."""
@@ -31,84 +32,90 @@ def bounded(rest: Model, links: Sequence[Link], good: Sequence[int]) -> Least:
     `good` is what a good choice costs of the rest, and of each copy by link: only what costs no more is of interest.
     """
     chains = [_Chain(link, cost) for link, cost in zip(links, good[1:], strict=True)]
-    engine = Passing(rest, good[0])
+    part = _Part(Passing(rest, good[0]))
     for chain in chains:
-        chain.hand_over(engine)
+        chain.hand_over(part)
     lost = sum(chain.lost for chain in chains)
-    _sweep([engine], [], good[0], lost)
-    engine, kept = _without_the_hopeless(engine, chains, max(0, good[0] - engine.bound) + lost)
+    _sweep([part], [], good[0], lost)
     for chain in chains:
-        chain.meet(engine, good[0], lost)
+        chain.meet(part, good[0], lost)
     outside = sum(chain.value for chain in chains)
-    value = engine.bound + outside
-    of_rest = (costs + outside for costs in _in_full(rest, kept, engine.conditionals()))
-    return Least(value, tuple(of_rest), tuple(tuple(costs + value for costs in chain.more()) for chain in chains))
+    value = part.bound + outside
+    return Least(
+        value,
+        tuple(costs + outside for costs in part.in_full(part.conditionals())),
+        tuple(tuple(costs + value for costs in chain.more()) for chain in chains),
+    )
 
 
-def _without_the_hopeless(engine: Passing, chains: Sequence[_Chain], slack: int) -> tuple[Passing, Kept]:
-    """The rest with only what choices use that cost so much more than the bound, if that is much less; the chains' ends likewise."""
-    kept = _within(engine.conditionals(), engine.bound, slack)
-    ends = [chain.within(kept, slack) for chain in chains]
-    parts = [(engine, kept), *((chain.engine, end) for chain, of_chain in zip(chains, ends, strict=True) for end in of_chain)]
-    if sum(sum(map(len, left)) for _, left in parts) > WORTH_DROPPING * sum(part.model.strategies for part, _ in parts):
-        return engine, _everything(engine.model)
-    for chain, of_chain in zip(chains, ends, strict=True):
-        chain.ends = [(chain.engine.narrowed(end), end) for end in of_chain]
-    return engine.narrowed(kept), kept
+class _Part:
+    """Messages between the strategies of a model that are still of interest."""
+
+    def __init__(self, engine: Passing) -> None:
+        self.engine = engine
+        self.kept = [np.arange(len(costs)) for costs in engine.model.costs]
+        self._sizes = [len(costs) for costs in engine.model.costs]
+
+    @property
+    def bound(self) -> int:
+        """The bound on all choices."""
+        return self.engine.bound
+
+    def conditionals(self, sweeps: int = 2) -> list[Array]:
+        """The bounds on the strategies that were kept, after so many sweeps more."""
+        return self.engine.conditionals(sweeps)
+
+    def narrow(self, left: Sequence[Array]) -> None:
+        """Go on with these of the strategies that were kept."""
+        self.engine = self.engine.narrowed(left)
+        self.kept = [kept[some] for kept, some in zip(self.kept, left, strict=True)]
+
+    def in_full(self, costs: Sequence[Array]) -> list[Array]:
+        """Bounds on the strategies that were kept, as bounds on all."""
+        found = [np.full(size, FORBIDDEN) for size in self._sizes]
+        for bounds, kept, known in zip(found, self.kept, costs, strict=True):
+            bounds[kept] = known
+        return found
 
 
 class _Chain:
-    """The copies of a link: what they cost at least, and how much more with each strategy.
-
-    `ends` are by copy that meets the rest, mostly the first and the last, its messages and its strategies.
-    """
+    """The copies of a link: what they cost at least, and how much more with each strategy."""
 
     def __init__(self, link: Link, good: int) -> None:
         self.link, self.good = link, good
-        self.engine = Passing(link.model, good)
-        self.between = _Seam(self.engine, link.exit, self.engine, link.entry, good)
-        _sweep([self.engine], [self.between] if link.count > 1 else [], good)
-        everything = _everything(link.model)
-        self.ends = [(self.engine, everything)] * min(2, link.count)
+        self.part = _Part(Passing(link.model, good))
+        self.between = _Seam(self.part, link.exit, self.part, link.entry, good)
+        _sweep([self.part], [self.between] if link.count > 1 else [], good)
         self.value = 0
         self._more: list[list[Array]] = []  # of the copies between, of the first, of the last
         if link.count > 2:
-            self._count(self.engine, everything, link.count - 2)
+            self._count(self.part, link.count - 2)
 
     @property
     def lost(self) -> int:
         """How much less all copies cost, for all that is known before the ends are, than if each were good."""
-        return self.link.count * max(0, self.good - self.engine.bound)
+        return self.link.count * max(0, self.good - self.part.bound)
 
-    def hand_over(self, rest: Passing) -> None:
+    def hand_over(self, rest: _Part) -> None:
         """Let the rest pay the first copy's deposit, and get the last one's."""
-        rest.charge(self.link.first, self.between.deposit)
-        rest.charge(self.link.last, -self.between.deposit)
+        rest.engine.charge(self.link.first, self.between.deposit)
+        rest.engine.charge(self.link.last, -self.between.deposit)
 
-    def within(self, rest: Kept, slack: int) -> list[Kept]:
-        """By copy at an end, the strategies of choices that cost so much more than the bound; the rest is told where it meets them."""
-        link = self.link
-        within = _within(self.engine.conditionals(), self.engine.bound, slack)
-        ends = [within.copy() for _ in self.ends]
-        for end, node, place in ((ends[0], link.entry, link.first), (ends[-1], link.exit, link.last)):
-            end[node] = rest[place] = np.intersect1d(end[node], rest[place])
-        return ends
-
-    def meet(self, rest: Passing, good: int, lost: int) -> None:
+    def meet(self, rest: _Part, good: int, lost: int) -> None:
         """Move deposits between the copies at the ends and the rest, a good choice of which costs `good`; `lost` is lacking elsewhere."""
         link, enough = self.link, good + self.good
-        for number, (engine, kept) in enumerate(self.ends):
-            first = [_Seam(engine, link.entry, rest, link.first, enough)] if number == 0 else []
-            last = [_Seam(engine, link.exit, rest, link.last, enough)] if number == len(self.ends) - 1 else []
-            _sweep([engine, rest], [*first, *last], enough, lost)
-            self._count(engine, kept, 1)
-            for seam in (*first, *last):
-                seam.leave_to_other()
+        first, last = (link.entry, link.first), (link.exit, link.last)
+        for ends in [[first], [last]] if link.count > 1 else [[first, last]]:
+            part, charged = _Part(self.part.engine), self.part.engine.charged.copy()
+            seams = [_Seam(part, node, rest, place, enough) for node, place in ends]
+            _sweep([part, rest], seams, enough, lost, narrowing=True)
+            self._count(part, 1)
+            self.part.engine.charge_only(charged)
 
-    def _count(self, engine: Passing, kept: Kept, copies: int) -> None:
+    def _count(self, part: _Part, copies: int) -> None:
         """So many copies cost what the messages say."""
-        self._more.append([costs - engine.bound for costs in _in_full(self.link.model, kept, engine.conditionals())])
-        self.value += copies * engine.bound
+        self._more.append([costs - part.bound for costs in part.in_full(part.conditionals())])
+        self.value += copies * part.bound
 
     def more(self) -> list[Array]:
         """How much more than `value` the copies cost if one of them uses a strategy."""
@@ -116,54 +123,72 @@ class _Chain:
 
 
 class _Seam:
-    """Two nodes of engines that are one node: what the first is charged, the other is paid."""
+    """Two nodes of parts that are one node: what the first is charged, the other is paid."""
 
-    def __init__(self, one: Passing, u: int, other: Passing, w: int, good: int) -> None:
-        self.one, self.u, self.other, self.w = one, u, other, w
-        self.deposit = np.zeros(len(one.theta[u]), dtype=np.int64)
+    def __init__(self, one: _Part, u: int, other: _Part, w: int, good: int) -> None:
+        self.ends = (one, u), (other, w)
+        self.deposit = np.zeros(len(one.kept[u]), dtype=np.int64)
         self.largest = LARGEST * max(1, good)
 
-    def settle(self, conditionals: Mapping[Passing, Sequence[Array]]) -> None:
+    def settle(self, conditionals: Mapping[_Part, Sequence[Array]]) -> None:
         """Let no strategy cost more on one side than on the other, in whole units, so that bounds can be rounded up to these.
 
         Half of what a strategy costs above the least at both ends is never more than what it does with one at each.
         """
-        of_u, of_w = conditionals[self.one][self.u], conditionals[self.other][self.w]
-        deposit = np.clip(self.deposit + (of_w - of_w.min() - of_u + of_u.min()) // 2, -self.largest, self.largest)
-        self.one.charge(self.u, deposit - self.deposit)
-        self.other.charge(self.w, self.deposit - deposit)
-        self.deposit = deposit
+        (one, u), (other, w) = self.ends
+        above_u, above_w = (conditionals[part][node] - conditionals[part][node].min() for part, node in self.ends)
+        before, self.deposit = self.deposit, np.clip(self.deposit + (above_w - above_u) // 2, -self.largest, self.largest)
+        one.engine.charge(u, self.deposit - before)
+        other.engine.charge(w, before - self.deposit)
 
-    def leave_to_other(self) -> None:
-        """Charge the first no more, while the other goes on being paid."""
-        self.one.charge(self.u, -self.deposit)
+    @property
+    def is_even(self) -> bool:
+        """Whether both sides have the same strategies left."""
+        (one, u), (other, w) = self.ends
+        return np.array_equal(one.kept[u], other.kept[w])
+
+    def agree(self, left: Mapping[_Part, Kept]) -> None:
+        """Let both sides drop what one would drop."""
+        (one, u), (other, w) = self.ends
+        common = np.intersect1d(one.kept[u][left[one][u]], other.kept[w][left[other][w]])
+        for part, node in self.ends:
+            left[part][node] = np.searchsorted(part.kept[node], common)
+
+    def narrow(self, left: Mapping[_Part, Kept]) -> None:
+        """Go on with these strategies."""
+        one, u = self.ends[0]
+        self.deposit = self.deposit[left[one][u]]
 
 
-def _sweep(engines: Sequence[Passing], seams: Sequence[_Seam], good: int, lost: int = 0) -> None:
-    """Sweep and settle until the bounds together are `good`, or stand still as far as that matters where so much is lost elsewhere."""
-    last = -FORBIDDEN
+def _sweep(parts: Sequence[_Part], seams: Sequence[_Seam], good: int, lost: int = 0, *, narrowing: bool = False) -> None:
+    """Sweep and settle until the bounds together are `good`, or stand still as far as that matters where so much is lost elsewhere.
+
+    With `narrowing`, strategies are dropped that only choices use that cost more than a good one.
+    """
+    last, lacked = -FORBIDDEN, FORBIDDEN
     for _ in range(MANY):
-        conditionals = {engine: engine.conditionals(sweeps=1) for engine in engines}
-        for seam in seams:
-            seam.settle(conditionals)
-        now = sum(engine.bound for engine in engines)
+        conditionals = {part: part.conditionals(sweeps=1) for part in parts}
+        now = sum(part.bound for part in parts)
         if now >= good or 0 <= now - last <= max(abs(now) >> STILL, int((good + lost - now) * WORTH_A_SWEEP)):
             break
-        last = now
+        last, lacking = now, good + lost - now
+        if narrowing and lacking <= CLOSER * lacked:
+            lacked = lacking
+            _narrow(seams, conditionals, lacking)
+        for seam in seams:
+            seam.settle(conditionals)
 
 
-def _everything(model: Model) -> Kept:
-    return [np.arange(len(costs)) for costs in model.costs]
-
-
-def _within(conditionals: Sequence[Array], bound: int, slack: int) -> Kept:
-    """The strategies of choices that cost so much more than the bound."""
-    return [np.flatnonzero(costs <= bound + slack) for costs in conditionals]
-
-
-def _in_full(model: Model, kept: Kept, costs: Sequence[Array]) -> list[Array]:
-    """Bounds on the strategies that were kept, as bounds on all of the model's."""
-    found = [np.full(len(all_), FORBIDDEN) for all_ in model.costs]
-    for bounds, left, known in zip(found, kept, costs, strict=True):
-        bounds[left] = known
-    return found
+def _narrow(seams: Sequence[_Seam], conditionals: dict[_Part, list[Array]], slack: int) -> None:
+    """Drop the strategies that only choices use which cost so much more than the bound, if they are many or one side lacks them."""
+    left = {part: [np.flatnonzero(costs <= part.bound + slack) for costs in found] for part, found in conditionals.items()}
+    for seam in seams:
+        seam.agree(left)
+    before, after = (sum(sum(map(len, costs)) for costs in found.values()) for found in (conditionals, left))
+    if after > WORTH_DROPPING * before and all(seam.is_even for seam in seams):
+        return
+    for seam in seams:
+        seam.narrow(left)
+    for part, some in left.items():
+        part.narrow(some)
+        conditionals[part] = [costs[kept] for costs, kept in zip(conditionals[part], some, strict=True)]

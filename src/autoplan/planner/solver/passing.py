@@ -269,6 +269,11 @@ class Passing:
         self.theta[u] += costs * self.priced.scale
         self.priced.nodes[u] = self.priced.nodes[u] + costs * self.priced.scale
 
+    def charge_only(self, charged: Mapping[int, Array]) -> None:
+        """Let nodes cost so much more as they did when `charged` was this."""
+        for u, more in self.charged.copy().items():
+            self.charge(u, charged.get(u, 0) - more)
+
     def set_model(self, model: Model) -> None:
         """Go on with a model of the same nodes, strategies and edges, without prices; what the messages have moved stays moved."""
         before = list(self.priced.nodes)
