@@ -3,7 +3,7 @@
     python benchmarks/runtime/make_plans.py --ranks 2 [--size 1b ...]
 
 A plan is called SIZE-LAYOUT.yaml, in `plans-two/` or `plans-four/`. The layout `own` is what the planner chooses, `free` too where all
-layers recompute in the others: how many is left to it; `compiled` is the same for compiled steps. The others are what one writes by hand, given as pins: `data` splits the batch
+layers recompute in the others: how many is left to it; `compiled` is `free` for compiled steps. The others are what one writes by hand, given as pins: `data` splits the batch
 and stores every parameter split (FSDP), `tensor` is Megatron's layout with sequence parallelism, `data-tensor` the first on one axis
 and the second on the other.
 """
@@ -80,8 +80,8 @@ def main() -> None:
             make_plan(size, mesh, pins + RECOMPUTED.get(size, []), folder / f"{size}-{layout}.yaml")
             if size in RECOMPUTED and not pins:
                 make_plan(size, mesh, [], folder / f"{size}-{layout.replace('own', 'free')}.yaml")
-            if layout == "own":
-                make_plan(size, mesh, [], folder / f"{size}-compiled.yaml", "--compile")
+            if not pins:
+                make_plan(size, mesh, [], folder / f"{size}-{layout.replace('own', 'compiled')}.yaml", "--compile")
 
 
 def make_plan(size: str, mesh: str, pins: Pins, out: Path, *flags: str) -> None:

@@ -53,9 +53,9 @@ from autoplan.runtime.weights import initialize  # noqa: E402
 GIB = 2**30
 TARGET = "autoplan.models.llama:build"
 DEFAULT = {
-    2: "floor hand:ddp/head hand:fsdp/head hand:tp own own/ahead data/ahead data/ahead/recompute tensor",
-    4: "floor hand:ddp/head hand:fsdp hand:fsdp/head hand:fsdp+tp hand:tp own-4 own-4/ahead data-4 data-4/ahead own-2x2 own-2x2/ahead "
-    "data-tensor-2x2 data-tensor-2x2/ahead own-1x4 own-1x4/ahead tensor-1x4 tensor-1x4/ahead",
+    2: "floor hand:ddp/head hand:fsdp/head hand:tp own compiled data data/recompute tensor",
+    4: "floor hand:ddp/head hand:fsdp hand:fsdp/head hand:fsdp+tp hand:tp compiled-4 data-4 compiled-2x2 data-tensor-2x2 compiled-1x4 "
+    "tensor-1x4",
 }
 
 Step = Callable[[], Tensor]
