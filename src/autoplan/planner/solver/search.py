@@ -44,7 +44,7 @@ BANDS = (
     10.0,
 )  # how far above what is proved the next threshold is guessed
 UNLIMITED = 1 << 55
-REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.35, 0.4, 0.3  # parts of the time left, at most
+REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.22, 0.4, 0.3  # parts of the time left, at most
 WALKING, GATHERING = (0.3, 0.2), 0.8  # the same, of each walk, and of bringing the ends of more together
 EASY = 15_000  # pairs of strategies
 NEAR = 0.01  # of what is proved
