@@ -69,6 +69,14 @@ PRODUCTS = [  # rows, from, to
     (512, 4096, 4096),
     (4096, 2048, 2048),
     (8192, 768, 3072),
+    (16384, 1600, 50304),  # GPT-2's head, its vocabulary rounded up to whole tiles and as it is; rows that are not a multiple of 16 bytes
+    (16384, 1600, 50257),
+    (16384, 1600, 50260),
+    (16384, 1600, 12565),
+    (16384, 4096, 4095),
+    (16384, 4095, 4096),
+    (16384, 4094, 4096),
+    (16384, 4092, 4096),
 ]
 PARAMETERS = [1 << 24, 1 << 27, 1 << 30]
 Run = Callable[[], Any]

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoplan.cost.compute import call_seconds, flops, local_call, optimizer_seconds, strategy_seconds
+from autoplan.cost.fusion import Fused
 from autoplan.cost.hardware import Attention, load_hardware
+from autoplan.cost.matmul import Product, matmul_seconds
 from autoplan.cost.passes import row_bytes
 from autoplan.graph.ir import Ref
 from autoplan.placement import Mesh, P, R, S, parse_mesh
@@ -29,11 +31,27 @@ def strategy(call: Call, *rows: Row) -> Strategy:
 
 @pytest.mark.parametrize("row", [row for row in OPS if row["op"] == "product"], ids=lambda row: f"{row['shape']}")
 def test_matmuls_are_within_5_percent_of_the_measured(row: dict[str, Any]) -> None:
-    """With 512 rows within 30 %: of 30 us a product, of which one took 35 in its first runs and 52 in the median of all."""
+    """With 512 rows within 30 %: of 30 us a product, of which one took 35 in its first runs and 52 in the median of all.
+
+    Where rows are no multiple of 16 bytes, within 25 %: one number stands for three kinds of kernels, of 97 to 154 TF/s.
+    """
     m, k, n = row["shape"]
-    cost, rel = call_seconds(linear(m, k, n), H200), 0.05 if m > 512 else 0.3
+    cost, rel = call_seconds(linear(m, k, n), H200), 0.3 if m <= 512 else 0.25 if k % 8 or n % 8 else 0.05
     assert 1e3 * cost.forward_s == pytest.approx(row["forward_ms"], rel=rel)
     assert 1e3 * cost.backward_s == pytest.approx(row["backward_ms"], rel=rel)
+
+
+def test_rows_that_are_no_multiple_of_16_bytes_slow_a_product_unless_it_is_compiled() -> None:
+    """50264 columns of bf16 are, 50260 and 50257 are not: with 4 bytes 0.37 of the speed is left, with 2 bytes 0.18."""
+    flags = (True, True)
+    by_itself = Fused(False, flags, flags, flags, flags, (2, 2), (True,), (True,), flags, (False,))
+    alone, padded = (
+        [call_seconds(linear(16384, 1600, n), H200, fused=fused).forward_s for n in (50264, 50260, 50257)] for fused in (None, by_itself)
+    )
+    assert [alone[0] / seconds for seconds in alone] == pytest.approx([1, 0.37, 0.18], rel=1e-3)
+    assert padded == pytest.approx([alone[0]] * 3, rel=1e-3)
+    wide = [matmul_seconds(Product(1, 1024, n, 1600, 0, 1, (1600, n)), "float32", H200) for n in (50264, 50257)]
+    assert wide[0] == pytest.approx(wide[1], rel=1e-3), "measured of 16 bits alone"
 
 
 @pytest.mark.parametrize("row", [row for row in OPS if "among_backward_ms" in row], ids=lambda row: f"{row['shape']}")
@@ -196,10 +214,11 @@ def test_column_and_row_parallel_cost_a_quarter_on_four() -> None:
         assert replicated.seconds / 4 < split.seconds < replicated.seconds / 3
 
 
-@given(st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 4096))
+@given(st.integers(1, 4096), st.integers(1, 512), st.integers(1, 512))
 def test_a_larger_matmul_never_costs_less(m: int, k: int, n: int) -> None:
-    small = call_seconds(linear(m, k, n), H200)
-    for larger in (linear(2 * m, k, n), linear(m, k, 2 * n)):
+    """Of rows that are a multiple of 16 bytes: others may well be faster if they are longer."""
+    small = call_seconds(linear(m, 8 * k, 8 * n), H200)
+    for larger in (linear(2 * m, 8 * k, 8 * n), linear(m, 8 * k, 16 * n)):
         assert small.forward_s <= call_seconds(larger, H200).forward_s * (1 + 1e-9)
 
 

@@ -39,7 +39,7 @@ def call_seconds(call: Call, hardware: Hardware, accumulated: frozenset[int] = f
         cost = _cost(call, hardware)
         extra = sum(hardware.copy_seconds(3 * spec_bytes(call.operands[k])) for k in accumulated if call.operands[k].needs_grad)
     else:
-        cost = fused_cost(call, fused, hardware) if fused.fuses else _cost(call, hardware)
+        cost = fused_cost(call, fused, hardware) if fused.fuses else _cost(call, hardware, compiled=True)
         inside, alone = accumulation_bytes(call, fused, accumulated)
         extra = inside / hardware.compute.bytes_per_s + hardware.copy_seconds(alone)
     if not extra or not needs_backward(call):
@@ -132,7 +132,7 @@ def optimizer_seconds(parameter_bytes: float, gradient_bytes: float, optimizer_b
     return (2 * parameter_bytes + gradient_bytes + 2 * optimizer_bytes) / hardware.compute.optimizer_bytes_per_s
 
 
-def _cost(call: Call, hardware: Hardware) -> ComputeCost:
+def _cost(call: Call, hardware: Hardware, *, compiled: bool = False) -> ComputeCost:
     name = op_name(call.op)
     if is_view(call):
         return ComputeCost(backward_s=view_backward_seconds(call, hardware)) if needs_backward(call) else ComputeCost()
@@ -142,7 +142,7 @@ def _cost(call: Call, hardware: Hardware) -> ComputeCost:
         return experts_cost(call, hardware)
     product = product_of(call)
     if product:
-        return matmul_cost(call, product, hardware)
+        return matmul_cost(call, product, hardware, padded=compiled)
     forward, backward = passes_of(call)
     seconds = hardware.copy_seconds
     return ComputeCost(sum(map(seconds, forward)), sum(map(seconds, backward)) if needs_backward(call) else 0.0)

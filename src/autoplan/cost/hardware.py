@@ -25,11 +25,19 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Matmul:
-    """Flops per second of [M, K] @ [K, N] = peak x efficiency / (1 + half_depth / K) / (1 + half_tile / (M N)), or its bytes if slower."""
+    """Flops per second of [M, K] @ [K, N] = peak x efficiency / (1 + half_depth / K) / (1 + half_tile / (M N)), or its bytes if slower.
+
+    `misaligned` are (bytes, share), bytes rising: what is left of that where rows are a multiple of so many bytes, but not of 16.
+    """
 
     efficiency: float
     half_depth: float
     half_tile: float
+    misaligned: tuple[tuple[float, float], ...] = ()
+
+    def aligned(self, row_bytes: int) -> float:
+        """The share that rows of so many bytes leave."""
+        return next((share for nbytes, share in reversed(self.misaligned) if row_bytes % nbytes == 0), 1.0) if row_bytes % 16 else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +226,18 @@ def _compute(section: Section) -> Compute:
     if "float32" not in flops_per_s:
         section.problems.add("flops_per_s", "float32 is missing", section)
     matmul = section.section("matmul")
-    matmul.allow("efficiency", "half_depth", "half_tile")
+    matmul.allow("efficiency", "half_depth", "half_tile", "misaligned", optional=("misaligned",))
     return Compute(
         flops_per_s=flops_per_s,
         bytes_per_s=section.number("bytes_per_s"),
         optimizer_bytes_per_s=section.number("optimizer_bytes_per_s" if "optimizer_bytes_per_s" in section.names() else "bytes_per_s"),
         launch_s=section.number("launch_s", zero=True),
-        matmul=Matmul(matmul.number("efficiency"), matmul.number("half_depth", zero=True), matmul.number("half_tile", zero=True)),
+        matmul=Matmul(
+            matmul.number("efficiency"),
+            matmul.number("half_depth", zero=True),
+            matmul.number("half_tile", zero=True),
+            matmul.by_size("misaligned") if "misaligned" in matmul.names() else (),
+        ),
         attention_forward=_attention(section.section("attention_forward")),
         attention_backward=_attention(section.section("attention_backward")),
     )

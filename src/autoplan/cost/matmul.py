@@ -15,7 +15,7 @@ from autoplan.rules.row import Call
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """`batch` products [m, k] @ [k, n] that read operands `left` and `right` of a call."""
+    """`batch` products [m, k] @ [k, n] that read operands `left` and `right` of a call; `rows` are the lengths of its matrices' rows."""
 
     batch: int
     m: int
@@ -23,6 +23,7 @@ class Product:
     k: int
     left: int
     right: int
+    rows: tuple[int, ...] = ()
 
     @property
     def flops(self) -> int:
@@ -30,12 +31,17 @@ class Product:
         return 2 * self.batch * self.m * self.n * self.k
 
 
-def matmul_seconds(product: Product, dtype: str, hardware: Hardware) -> float:
-    """Seconds of a matrix product: its flops at the efficiency its shape reaches, beside which the bytes of its three matrices move."""
+def matmul_seconds(product: Product, dtype: str, hardware: Hardware, *, padded: bool = False) -> float:
+    """Seconds of a matrix product: its flops at the efficiency its shape reaches, beside which the bytes of its three matrices move.
+
+    Rows of 16-bit numbers that are no multiple of 16 bytes keep the best kernels away, unless they are `padded`, as torch.compile does.
+    """
     fit, compute = hardware.compute.matmul, hardware.compute
     if not product.flops:
         return 0.0
     speed = compute.peak(dtype) * fit.efficiency
+    if not padded and ITEM_BYTES[dtype] == 2:
+        speed *= min((fit.aligned(length * ITEM_BYTES[dtype]) for length in product.rows), default=1.0)
     slow = (1 + fit.half_depth / product.k) * (1 + fit.half_tile / (product.batch * product.m * product.n))
     moved = product.batch * (product.m * product.k + product.k * product.n + product.m * product.n) * ITEM_BYTES[dtype]
     return max(compute.launch_s, product.flops / speed * slow, moved / compute.bytes_per_s)
@@ -47,16 +53,16 @@ def product_of(call: Call) -> Product | None:
     return reader(call) if reader else None
 
 
-def matmul_cost(call: Call, product: Product, hardware: Hardware) -> ComputeCost:
+def matmul_cost(call: Call, product: Product, hardware: Hardware, *, padded: bool = False) -> ComputeCost:
     dtype = call.operands[product.left].dtype
-    forward = matmul_seconds(product, dtype, hardware)
+    forward = matmul_seconds(product, dtype, hardware, padded=padded)
     if not needs_backward(call):
         return ComputeCost(forward, forward_flops=product.flops)
     backward = backward_flops = 0.0
     m, n, k = product.m, product.n, product.k
     for operand, gradient in ((product.left, (m, k, n)), (product.right, (k, n, m))):
         if call.operands[operand].needs_grad:
-            backward += matmul_seconds(Product(product.batch, *gradient, 0, 0), dtype, hardware)
+            backward += matmul_seconds(Product(product.batch, *gradient, 0, 0, product.rows), dtype, hardware, padded=padded)
             backward_flops += product.flops
     for index, spec in enumerate(call.operands):
         if spec.needs_grad and index not in (product.left, product.right):  # a bias: the sum of the gradient's rows
@@ -74,7 +80,8 @@ def operands_at(call: Call, *positions: tuple[int, str]) -> list[int]:
 def _linear(call: Call) -> Product:
     left, right = operands_at(call, (0, "input"), (1, "weight"))
     x, w = call.operands[left].shape, call.operands[right].shape
-    return Product(1, prod(x[:-1]), w[0] if len(w) > 1 else 1, x[-1], left, right)
+    n = w[0] if len(w) > 1 else 1
+    return Product(1, prod(x[:-1]), n, x[-1], left, right, (x[-1], n))
 
 
 def _addmm(call: Call) -> Product:
@@ -102,7 +109,7 @@ def _of_matrices(call: Call, left: int, right: int) -> Product:
     k = a[-1] if a else 1
     m = a[-2] if len(a) > 1 else 1
     n = b[-1] if len(b) > 1 else 1
-    return Product(max(1, prod(out) // max(1, m * n)), m, n, k, left, right)
+    return Product(max(1, prod(out) // max(1, m * n)), m, n, k, left, right, (k, n))
 
 
 def _grouped(call: Call) -> Product:
