@@ -35,11 +35,11 @@ def bounded(rest: Model, links: Sequence[Link], good: Sequence[int]) -> Least:
     part = _Part(Passing(rest, good[0]))
     for chain in chains:
         chain.hand_over(part)
-    lost = sum(chain.lost for chain in chains)
-    _sweep([part], [], good[0], lost)
+    whole = good[0] + sum(chain.link.count * chain.good for chain in chains)
+    _sweep([part], [], whole - sum(chain.least for chain in chains))
     for chain in chains:
-        chain.meet(part, good[0], lost)
-    outside = sum(chain.value for chain in chains)
+        chain.meet(part, whole - sum(other.least for other in chains if other is not chain))
+    outside = sum(chain.least for chain in chains)
     value = part.bound + outside
     return Least(
         value,
@@ -79,36 +79,39 @@ class _Part:
 
 
 class _Chain:
-    """The copies of a link: what they cost at least, and how much more with each strategy."""
+    """The copies of a link: what they cost at least, and how much more with each strategy.
+
+    `value` is what the `counted` ones do, whose deposits move no more; each of the others costs at least the bound of `part`.
+    """
 
     def __init__(self, link: Link, good: int) -> None:
         self.link, self.good = link, good
         self.part = _Part(Passing(link.model, good))
         self.between = _Seam(self.part, link.exit, self.part, link.entry, good)
         _sweep([self.part], [self.between] if link.count > 1 else [], good)
-        self.value = 0
+        self.value = self.counted = 0
         self._more: list[list[Array]] = []  # of the copies between, of the first, of the last
         if link.count > 2:
             self._count(self.part, link.count - 2)
 
     @property
-    def lost(self) -> int:
-        """How much less all copies cost, for all that is known before the ends are, than if each were good."""
-        return self.link.count * max(0, self.good - self.part.bound)
+    def least(self) -> int:
+        """What all copies cost at least, by what is known now."""
+        return self.value + (self.link.count - self.counted) * self.part.bound
 
     def hand_over(self, rest: _Part) -> None:
         """Let the rest pay the first copy's deposit, and get the last one's."""
         rest.engine.charge(self.link.first, self.between.deposit)
         rest.engine.charge(self.link.last, -self.between.deposit)
 
-    def meet(self, rest: _Part, good: int, lost: int) -> None:
-        """Move deposits between the copies at the ends and the rest, a good choice of which costs `good`; `lost` is lacking elsewhere."""
-        link, enough = self.link, good + self.good
+    def meet(self, rest: _Part, good: int) -> None:
+        """Move deposits between the copies at the ends and the rest, which together cost no more than `good` in what is of interest."""
+        link = self.link
         first, last = (link.entry, link.first), (link.exit, link.last)
         for ends in [[first], [last]] if link.count > 1 else [[first, last]]:
             part, charged = _Part(self.part.engine), self.part.engine.charged.copy()
-            seams = [_Seam(part, node, rest, place, enough) for node, place in ends]
-            _sweep([part, rest], seams, enough, lost, narrowing=True)
+            seams = [_Seam(part, node, rest, place, self.good) for node, place in ends]
+            _sweep([part, rest], seams, good - (self.least - self.part.bound), narrowing=True)
             self._count(part, 1)
             self.part.engine.charge_only(charged)
 
@@ -116,6 +119,7 @@ class _Chain:
         """So many copies cost what the messages say."""
         self._more.append([costs - part.bound for costs in part.in_full(part.conditionals())])
         self.value += copies * part.bound
+        self.counted += copies
 
     def more(self) -> list[Array]:
         """How much more than `value` the copies cost if one of them uses a strategy."""
@@ -160,18 +164,18 @@ class _Seam:
         self.deposit = self.deposit[left[one][u]]
 
 
-def _sweep(parts: Sequence[_Part], seams: Sequence[_Seam], good: int, lost: int = 0, *, narrowing: bool = False) -> None:
-    """Sweep and settle until the bounds together are `good`, or stand still as far as that matters where so much is lost elsewhere.
+def _sweep(parts: Sequence[_Part], seams: Sequence[_Seam], good: int, *, narrowing: bool = False) -> None:
+    """Sweep and settle until the bounds together are `good`, or stand still as far as that matters.
 
-    With `narrowing`, strategies are dropped that only choices use that cost more than a good one.
+    With `narrowing`, strategies are dropped that only choices use which cost more than that.
     """
     last, lacked = -FORBIDDEN, FORBIDDEN
     for _ in range(MANY):
         conditionals = {part: part.conditionals(sweeps=1) for part in parts}
         now = sum(part.bound for part in parts)
-        if now >= good or 0 <= now - last <= max(abs(now) >> STILL, int((good + lost - now) * WORTH_A_SWEEP)):
+        if now >= good or 0 <= now - last <= max(abs(now) >> STILL, int((good - now) * WORTH_A_SWEEP)):
             break
-        last, lacking = now, good + lost - now
+        last, lacking = now, good - now
         if narrowing and lacking <= CLOSER * lacked:
             lacked = lacking
             _narrow(seams, conditionals, lacking)
