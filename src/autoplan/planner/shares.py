@@ -22,7 +22,7 @@ from autoplan.planner.solver.core import engine_for, glance
 from autoplan.planner.solver.either import Either
 from autoplan.planner.solver.eliminate import LARGEST_TABLE as LARGEST_AT_FIRST
 from autoplan.planner.solver.eliminate import Elimination, TooWide, steps_for
-from autoplan.planner.solver.model import FORBIDDEN, Array, Model, Span, chosen_from, in_full
+from autoplan.planner.solver.model import Array, Model, Span, bounds_in_full, chosen_from, in_full
 from autoplan.planner.solver.narrowing import Narrowing
 from autoplan.planner.solver.passing import Passing
 
@@ -209,10 +209,7 @@ class SharedBound:
             self.shares = {value.name: self.shares[value.name].moved(value, self.last, step) for value in self.problem.values}
         self.shares = good
         assert best is not None
-        conditional = []
-        for node, kept, costs in zip(self.problem.nodes, alive, best.conditional, strict=True):
-            conditional.append(np.full(len(node.costs), FORBIDDEN))
-            conditional[-1][kept] = costs
+        conditional = bounds_in_full((len(node.costs) for node in self.problem.nodes), alive, best.conditional)
         return Bound(best.value, tuple(conditional), best.prices)
 
     def _met(self, choice: Sequence[int]) -> int | None:

@@ -201,7 +201,7 @@ class _Pricer:
         node = self.graph.nodes[members[0]]
         examples, like = self.prices.alike(call, strategies)
         costs = self.prices.strategy_costs(node, call, examples)
-        again = [cost if self.prices.repeats(node) else ComputeCost() for cost in costs]
+        again = costs if self.prices.repeats(node) else [ComputeCost()] * len(costs)
         made = []
         for j, value in enumerate(node.outputs):
             nbytes = np.array([self.prices.made_bytes(value, s.makes[j]) for s in examples])

@@ -25,7 +25,7 @@ from autoplan.planner.solver.deposits import bounded
 from autoplan.planner.solver.eliminate import TooWide
 from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.walks import Least, Link, TooLong, Walks
-from autoplan.planner.split import FINER, folded_nodes, folded_values, split_terms
+from autoplan.planner.split import FINER, folded_nodes, folded_values, split_candidates, split_terms
 from autoplan.planner.terms import ValueTerms
 
 Walk = tuple[dict[int, int], tuple[tuple[dict[int, int], ...], ...]]
@@ -53,14 +53,17 @@ def unfolded(start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes
 
     `start` is the folded problem in which nothing is gathered ahead nor recomputed. Unless `thorough`, the first round is the last.
     """
-    bounding = _Bounding(start, found, runs, limit_bytes)
-    return bounding.result(thorough=thorough) if bounding.strategies <= MOST_STRATEGIES else None
+    try:
+        return _Bounding(start, found, runs, limit_bytes).result(thorough=thorough)
+    except TooLong:
+        return None
 
 
 class _Bounding:
     """The pieces of the problem, what the folded plan costs in them, and bounds.
 
     Gathered ahead, under any weights, costs least: what is proved of that holds of all. Nothing recomputed costs less than something.
+    Raises TooLong where the pieces have too many strategies.
     """
 
     def __init__(self, start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes: int) -> None:
@@ -76,11 +79,14 @@ class _Bounding:
             self.parts = split(parted(runs))
             self.chain = chain_of(self.parts, runs)
         except NotAChain:
+            if sum(map(len, split_candidates(start.candidates, ()).strategies)) > MOST_STRATEGIES:
+                raise TooLong from None
             self.parts = split(())
             self.chain = whole(self.parts)
         terms, folded = self.parts.terms, folded if waiting is None else folded.ahead(waiting)
         self.pieces = (self.chain.rest, *self.chain.copies)
-        self.strategies = sum(piece.problem.strategies for piece in self.pieces)
+        if sum(piece.problem.strategies for piece in self.pieces) > MOST_STRATEGIES:
+            raise TooLong
         self.of_folded = folded_nodes(start.terms, terms)
         self.of_value = {now.name: _positions(before, now, self.of_folded) for before, now in folded_values(start.terms, terms)}
         self.folded = {value.name: value for value in start.problem.values}

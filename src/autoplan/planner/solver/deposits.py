@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from autoplan.planner.solver.model import FORBIDDEN, Array, Model
+from autoplan.planner.solver.model import FORBIDDEN, Array, Model, bounds_in_full
 from autoplan.planner.solver.narrowing import WORTH_DROPPING
 from autoplan.planner.solver.passing import MANY, Passing
 from autoplan.planner.solver.walks import Least, Link
@@ -72,10 +72,7 @@ class _Part:
 
     def in_full(self, costs: Sequence[Array]) -> list[Array]:
         """Bounds on the strategies that were kept, as bounds on all."""
-        found = [np.full(size, FORBIDDEN) for size in self._sizes]
-        for bounds, kept, known in zip(found, self.kept, costs, strict=True):
-            bounds[kept] = known
-        return found
+        return bounds_in_full(self._sizes, self.kept, costs)
 
 
 class _Chain:

@@ -9,7 +9,7 @@ another, or the memory of a step whose peak is one of many. All numbers are inte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -123,6 +123,14 @@ class Found:
 def in_full(choice: Sequence[int], kept: Sequence[Array]) -> tuple[int, ...]:
     """A choice among the strategies that were kept of each node, in their former numbers."""
     return tuple(int(strategies[s]) for strategies, s in zip(kept, choice, strict=True))
+
+
+def bounds_in_full(sizes: Iterable[int], kept: Sequence[Array], bounds: Sequence[Array]) -> list[Array]:
+    """By node, bounds on the strategies that were kept as bounds on all of so many, FORBIDDEN where they were not."""
+    found = [np.full(size, FORBIDDEN) for size in sizes]
+    for full, strategies, known in zip(found, kept, bounds, strict=True):
+        full[strategies] = known
+    return found
 
 
 def chosen_from(model: Model, kept: Sequence[Array]) -> Model:
