@@ -45,6 +45,15 @@ def test_importing_plans_loads_no_torch() -> None:
     assert not imported(ended.stderr) & set(HEAVY)
 
 
+def test_a_plan_that_needs_no_search_loads_no_solver(tmp_path: Path) -> None:
+    """ortools.sat loads pandas: three quarters of a second, a tenth of what planning takes."""
+    arguments = ("plan", ROOT / "configs/demo-llama.yaml", "-o", tmp_path / "plan.yaml")
+    ended = autoplan(*arguments, options=("-X", "importtime"))
+    assert ended.returncode == 0, ended.stderr
+    assert "torch" in imported(ended.stderr)
+    assert not imported(ended.stderr) & {"ortools", "pandas"}
+
+
 def test_diff_answers_within_half_a_second() -> None:
     """It takes 0.15 s alone. Counted are the seconds it computes, so that what else runs on the machine does not decide."""
     before = os.times()

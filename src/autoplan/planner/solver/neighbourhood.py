@@ -9,8 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from autoplan.planner.solver.cpsat import Found, cheapest
-from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model
+from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Found, Model
 from autoplan.planner.solver.reduce import Infeasible, reduce
 
 FIRST_SIZE = 20  # nodes chosen anew
@@ -32,6 +31,8 @@ class Neighbourhoods:
 
     def step(self, deadline: float | None) -> bool:
         """Look at one neighbourhood; whether there was a better choice in it."""
+        from autoplan.planner.solver import cpsat  # here, since ortools loads pandas, and most problems never come to this
+
         nodes = self._nodes()
         part = part_of(self.model, self.near, self.choice, self.used, nodes)
         now = [self.choice[u] for u in nodes]
@@ -43,7 +44,7 @@ class Neighbourhoods:
             core, trail = reduce(part)
         except Infeasible:
             raise AssertionError("a choice within the limits was pruned") from None
-        found = cheapest(core, cost - 1, [], latest) if core.costs else Found((), core.constant, True)
+        found = cpsat.cheapest(core, cost - 1, [], latest) if core.costs else Found((), core.constant, True)
         self.size *= GROWTH if found.finished and perf_counter() - start < PATIENCE_S / 2 else SHRINKAGE
         better = None if found.choice is None else core.cost_of(found.choice)
         if found.choice is None or better is None or better >= cost:
