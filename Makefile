@@ -16,10 +16,12 @@ help: ## Show what one can do
 
 install: $(INSTALLED) ## Set up .venv with autoplan and all it is developed with
 
-# The pins decide which torch, pip's configuration which build of it. Compiling all of torch to bytecode would cost more than using it.
+# The pins decide which torch, pip's configuration which build of it. Bytecode is made here, on all cores: where Python writes none
+# (PYTHONDONTWRITEBYTECODE), every command would compile what it loads of torch anew, for half of its time. Templates that are no Python fail.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[hf,dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib src || true
 	touch $@
 
 demo: $(INSTALLED) ## Plan a small Llama on 2x2, show the plan, train it on 4 CPU processes, compare with one device, diff with 4x1

@@ -18,6 +18,7 @@ from autoplan.planner.solver.prices import Cuts
 ROUNDS = 150  # of moving prices, at most
 PROGRESS = 1e-5  # of the bound
 PATIENCE = 15  # rounds without progress
+TOWARDS, TOWARDS_PATIENCE = 0.05, 3  # the same on the way to a target: of what is lacking, and rounds without so much
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,17 @@ def bound(
     *,
     simplex: bool = False,
     until: Callable[[], bool] | None = None,
+    target: int | None = None,
 ) -> Bound:
     """Sweep, look at the choice that the messages suggest, move prices towards what it uses too much of, and again.
 
     `meet(choice, used)` is told each choice with what it uses, and answers the cost of the best one known, None while there
     is none. With `simplex` the prices add up to 1 (to bound the greatest row), else they are any from 0 up. It ends when the bound
-    gets no better, or `until` says so.
+    gets no better, or `until` says so; of a part that can be cut in two, sooner: once it hardly comes closer to the `target`, from
+    which on a bound leaves nothing to look for.
     """
     cuts = Cuts(prices, simplex=simplex)
+    patience = PATIENCE if target is None else TOWARDS_PATIENCE
     mark, idle = -1e300, 0
     for round_ in range(ROUNDS):
         engine.set_prices(prices, whole=simplex)
@@ -56,10 +60,11 @@ def bound(
         cuts.add(prices, engine.bound, _excess(engine))
         choice = engine.decode()
         known = meet(choice, engine.model.used_by(choice))
-        idle = 0 if cuts.value > mark + abs(mark) * PROGRESS else idle + 1
+        progress = max(abs(mark) * PROGRESS, 0.0 if target is None else TOWARDS * (target - mark))
+        idle = 0 if cuts.value > mark + progress else idle + 1
         mark = mark if idle else cuts.value
-        is_enough = (known is not None and cuts.value >= known) or (until is not None and until())
-        if idle >= PATIENCE or is_enough or not len(prices):
+        is_enough = any(at_most is not None and cuts.value >= at_most for at_most in (known, target)) or (until is not None and until())
+        if idle >= patience or is_enough or not len(prices):
             break
         if deadline is not None and perf_counter() > deadline:
             break

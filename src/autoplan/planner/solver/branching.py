@@ -24,7 +24,8 @@ from autoplan.planner.solver.reduce import Infeasible, reduce
 
 SHRINKING = 0.8  # of the strategies: if more are left, bounding once more would not help
 SMALL = 4_000  # pairs of strategies: up to so many, CP-SAT comes to an end soon
-LARGEST = 150_000  # beyond, CP-SAT would not come to an end in any time limit
+LARGEST = 150_000  # beyond, cutting would not come to an end in any time limit
+LARGEST_TABLE = 8_000_000  # entries: bounds by tables are closer than by messages, and worth more time than at first
 HOPELESS = 600_000  # beyond, not even reductions would come to an end that helps
 LOWER, HIGHER = 0.9, 1.1  # of the prices: under which strategies that take much memory are told from those that cost much
 
@@ -119,26 +120,22 @@ class Branching:
             way = way.then(kept, trail)
             if not core.costs:
                 return self._met(core, way, ())
-            engine = engine_for(core, self.top)
+            engine = engine_for(core, self.top, LARGEST_TABLE)
             is_last = core.strategies > SHRINKING * before
-            if is_last and isinstance(engine, Passing) and not self._is_cut(core, engine):
+            if is_last and isinstance(engine, Passing) and not _is_cut(core):
                 break
-            below = bound(engine, prices, meet, self.deadline)
+            below = bound(engine, prices, meet, self.deadline, target=self.top + 1)
             proved = max(proved, below.value)
             if below.value > self.top:
                 return self._close(below.value)
             if is_last or self._is_late():
                 break
-        if not self._is_cut(core, engine):
+        if not _is_cut(core):
             return self._solve(core, way, proved, prices)
         if self._is_late() or self._is_hopeless(core):
             self.finished = False
             return self._close(proved)
         heapq.heappush(self.open, _Branch(proved, next(self.order), core, way, below, _cut(engine, below)))
-
-    def _is_cut(self, core: Model, engine: Passing | Elimination) -> bool:
-        """Whether a core is cut; CP-SAT gets what is small, and, where bounds are weak, what is not hopelessly large."""
-        return _pairs(core) > (SMALL if isinstance(engine, Elimination) else LARGEST)
 
     def _is_hopeless(self, core: Model) -> bool:
         """Whether cutting would not come to an end in any time limit."""
@@ -166,6 +163,11 @@ class Branching:
 
 def _pairs(core: Model) -> int:
     return sum(edge.cost.size for edge in core.edges.values())
+
+
+def _is_cut(core: Model) -> bool:
+    """Whether a core is cut; CP-SAT gets what is small."""
+    return _pairs(core) > SMALL
 
 
 def _halves(below: Bound, cut: Cut) -> Iterator[Bound]:

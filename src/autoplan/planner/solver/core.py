@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autoplan.planner.solver.bound import Bound
-from autoplan.planner.solver.eliminate import Elimination, TooWide
+from autoplan.planner.solver.eliminate import LARGEST_TABLE, Elimination, TooWide
 from autoplan.planner.solver.model import Array, Model, chosen_from, in_full
 from autoplan.planner.solver.passing import Passing
 from autoplan.planner.solver.priced import BITS
@@ -17,10 +17,10 @@ from autoplan.planner.solver.trail import Trail
 GLANCE = 5  # sweeps, to see how much a good choice may cost
 
 
-def engine_for(model: Model, magnitude: int) -> Passing | Elimination:
-    """The stronger bound where it is possible."""
+def engine_for(model: Model, magnitude: int, largest: int = LARGEST_TABLE) -> Passing | Elimination:
+    """The stronger bound where it is possible with tables of so many entries at most."""
     try:
-        return Elimination(model, max(1, magnitude))
+        return Elimination(model, max(1, magnitude), largest)
     except TooWide:
         return Passing(model, max(1, magnitude))
 

@@ -35,6 +35,7 @@ class Gathering:
         self.magnitude = max(1, abs(below.value))
         self.ends: list[End] = []
         self.turns = 0
+        self.late_s = 0.0  # by which a turn ended after its time, at most: what is made for it cannot be cut short
         self.uneven: _Uneven | None = None
 
     def add(self, cost: int, choice: Sequence[int]) -> bool:
@@ -48,14 +49,17 @@ class Gathering:
     def run(self, patience: float, deadline: float | None, proved: int) -> None:
         """Take turns until so many in a row have led to nothing better; an end is known already, none costs less than `proved`."""
         self.uneven, idle = None, 0
-        while idle < patience and self.ends[0][0] > proved and (deadline is None or perf_counter() < deadline):
+        while idle < patience and self.ends[0][0] > proved and (deadline is None or perf_counter() + self.late_s < deadline):
             before = self.ends[0][0]
             self.turns += 1
             is_far = before - proved > FAR * abs(proved)
+            turn = _turn(deadline)
             try:
-                end = (self._uneven_walk if is_far == bool(self.turns % OTHERWISE) else self._even_walk)(_turn(deadline))
+                end = (self._uneven_walk if is_far == bool(self.turns % OTHERWISE) else self._even_walk)(turn)
             except Infeasible:
                 return  # nothing is better
+            if turn is not None:
+                self.late_s = max(self.late_s, perf_counter() - turn)
             if end is not None and self.add(*end):
                 self._combine(_turn(deadline))
             idle = 0 if self.ends[0][0] < before else idle + 1
@@ -69,7 +73,7 @@ class Gathering:
 
     def _uneven_walk(self, deadline: float | None) -> End | None:
         if self.uneven is None:
-            self.uneven = _Uneven(self.model, self.below, self.ends[0][0] - 1, self.magnitude, self.turns)
+            self.uneven = _Uneven(self.model, self.below, self.ends[0][0] - 1, self.magnitude, self.turns, deadline)
         return self.uneven.run(deadline)
 
     def _combine(self, deadline: float | None) -> None:
@@ -83,9 +87,9 @@ class Gathering:
 class _Uneven:
     """An uneven walk among the strategies that a choice of at most some cost may use; raises Infeasible where there are none."""
 
-    def __init__(self, model: Model, below: Bound, threshold: int, magnitude: int, seed: int) -> None:
+    def __init__(self, model: Model, below: Bound, threshold: int, magnitude: int, seed: int, deadline: float | None) -> None:
         core, kept = restricted(model, below, threshold)
-        core, trail = reduce(core)
+        core, trail = reduce(core, deadline)
         self.way = Way().then(kept, trail)
         self.met = Met(core)
         self.walk = Uneven(core, magnitude, trail.prices(below.prices), self.met.meet, seed)

@@ -66,6 +66,11 @@ def _alike_at(edge: Edge) -> Alike | None:
     return _equal_rows(layers), _equal_rows([layer.T for layer in layers])
 
 
+def _alike_among(alike: Alike, first: Array, second: Array) -> Alike | None:
+    """What is alike among these of the strategies of both nodes."""
+    return None if len(first) * len(second) < WORTH_GROUPING else (alike[0][first], alike[1][second])
+
+
 def _equal_rows(layers: list[Array]) -> Array:
     """[row]: the number of the rows that are the same in every layer."""
     bits = [layer.astype(np.uint64) for layer in layers]
@@ -103,8 +108,8 @@ class Passing:
 
     exact = False  # more sweeps may bound more
 
-    def __init__(self, model: Model, magnitude: int) -> None:
-        """`magnitude` is about the cost of a good choice, for scaling."""
+    def __init__(self, model: Model, magnitude: int, alike: Mapping[tuple[int, int], Alike | None] | None = None) -> None:
+        """`magnitude` is about the cost of a good choice, for scaling; `alike` is what is, by edge, where that is known."""
         degree = np.bincount([end for pair in model.edges for end in pair], minlength=1).max()
         self.priced = Priced(model, magnitude, min(CAP, (1 << 61) // (int(degree) + 4)))
         self.magnitude, self.prices = magnitude, np.zeros(len(model.limits))
@@ -127,7 +132,7 @@ class Passing:
                 self.place[u, w] = length
                 length += size
         self.messages = np.zeros(length, dtype=np.int64)
-        self.alike = {pair: _alike_at(edge) for pair, edge in model.edges.items()}
+        self.alike = {pair: _alike_at(edge) for pair, edge in model.edges.items()} if alike is None else alike
         self.later = [self._fan(u, others) for u, others in enumerate(later)]
         self.earlier = [self._fan(u, others) for u, others in enumerate(earlier)]
         self._pull(model.edges)
@@ -256,7 +261,8 @@ class Passing:
 
     def narrowed(self, kept: Sequence[Array]) -> Passing:
         """The same messages under the same prices, between only the strategies `kept` of each node."""
-        found = Passing(chosen_from(self.model, kept), self.magnitude)
+        alike = {(u, w): None if known is None else _alike_among(known, kept[u], kept[w]) for (u, w), known in self.alike.items()}
+        found = Passing(chosen_from(self.model, kept), self.magnitude, alike)
         found.set_prices(self.prices)
         found.receive({(u, w): self.received(u, w)[kept[u]] for u, w in self.place})
         for u, more in self.charged.items():
