@@ -18,7 +18,7 @@ from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.branching import Branching
 from autoplan.planner.solver.core import Way, engine_for, glance, restricted
 from autoplan.planner.solver.gather import FAR, Gathering
-from autoplan.planner.solver.improve import Improver
+from autoplan.planner.solver.improve import Improver, Met
 from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
 from autoplan.planner.solver.passing import FEW, Passing
@@ -46,6 +46,7 @@ BANDS = (
 UNLIMITED = 1 << 55
 REDUCING, FIRST_CHOICE, BOUNDING, LOOKING, BRANCHING = 0.6, 0.1, 0.22, 0.4, 0.3  # parts of the time left, at most
 WALKING, GATHERING = (0.3, 0.2), 0.8  # the same, of each walk, and of bringing the ends of more together
+NEARBY, WALKING_NEARBY = (1e-3, 5e-3), 0.1  # of what is proved, and the same of a walk among choices at most so far above it
 EASY = 15_000  # pairs of strategies
 NEAR = 0.01  # of what is proved
 PATIENCE = (60, 300)  # steps of each walk that lead to nothing better
@@ -246,12 +247,34 @@ class _Search:
         if self.walk is None:
             least = [int(conditional.argmin()) for conditional in below.conditional]
             self.walk = self._walk(below, least, below.prices)
+        for slack in NEARBY:
+            if self._is_far():
+                self._walk_nearby(below, self._threshold(slack))
         self.walk.run(PATIENCE[0], self._share(WALKING[0]))
-        if self.cheap is not None and (self.best.cost is None or self.best.cost - self.proved > FAR * abs(self.proved)):
+        if self.cheap is not None and self._is_far():
             self._walk(below, self.cheap, np.zeros(len(self.reduced.limits))).run(PATIENCE[1], self._share(WALKING[1]))
         self.gathering = Gathering(self.reduced, below, self.walk, self._take)
         self._gather(GATHERED)
         self._look_around(NEIGHBOURHOODS, self._share(LOOKING))
+
+    def _walk_nearby(self, below: Bound, threshold: int) -> None:
+        """A walk among the strategies that choices at or under a threshold may use: what is far from the best is left out of it."""
+        try:
+            core, kept = restricted(self.reduced, below, threshold)
+            core, trail = reduce(core, self._share(WALKING_NEARBY))
+        except Infeasible:
+            return  # there are none
+        way, met = Way().then(kept, trail), Met(core, None if core.costs else (core.constant, ()))
+        if core.costs:
+            least = [int(costs.argmin()) for costs in core.costs]
+            walk = Improver(core, max(1, abs(below.value)), least, trail.prices(below.prices), met.meet)
+            walk.run(PATIENCE[0], self._share(WALKING_NEARBY))
+        if met.best is not None:
+            self._take(way.back(met.best[1]), met.best[0])
+
+    def _is_far(self) -> bool:
+        """Whether the best choice is so far above what is proved that walks from close to the bound have led astray."""
+        return self.best.below is None or self.best.below - self.proved > FAR * abs(self.proved)
 
     def _polish(self, deadline: float) -> None:
         """Better choices until the time is over."""
