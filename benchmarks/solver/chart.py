@@ -55,6 +55,7 @@ def write_chart(path: Path, title: str, x_label: str, y_label: str, series: Sequ
     for x in x_ticks:
         _line(picture, at(x, 0), at(x, y_ticks[-1]), GRID, 1)
         _text(picture, f"{x:g}", at(x, 0)[0], HEIGHT - BOTTOM + 10, align=0.5)
+    assert len(series) <= len(COLOURS), "each line has a colour of its own"
     for line, colour in zip(series, COLOURS, strict=False):
         for first, second in zip(line.points, line.points[1:], strict=False):
             _line(picture, at(*first), at(*second), colour, 3)
