@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Model, Span
 
 ROWS = 5
+UNLIMITED = 10**6  # more than any choice uses
 
 
 def random_model(seed: int) -> Model:
@@ -45,3 +48,21 @@ def peaks(model: Model) -> dict[tuple[int, ...], int]:
     """The greatest row of every choice that uses nothing forbidden."""
     every = product(*(range(len(costs)) for costs in model.costs))
     return {choice: int(model.used_by(choice).max()) for choice in every if model.cost_of(choice) is not None}
+
+
+@cache
+def tight_model(seed: int) -> tuple[Model, dict[tuple[int, ...], int]]:
+    """A model in which what costs little takes much memory, in two rows of which about half of all choices keep both; and its choices."""
+    random = np.random.default_rng(seed)
+    costs = [random.integers(0, 40, size) for size in random.integers(2, 4, size=7)]
+    usage = [{Span(row, row + 1): (40 - own) // 2 + random.integers(0, 9, len(own)) for row in range(2)} for own in costs]
+    edges = {
+        (u, w): Edge(random.integers(0, 12, (len(costs[u]), len(costs[w]))))
+        for u in range(len(costs))
+        for w in range(u + 1, len(costs))
+        if random.random() < 0.6
+    }
+    free = Model(costs, usage, edges, np.full(2, UNLIMITED))
+    used = [free.used_by(choice) for choice in choices(free)]
+    model = replace(free, limits=np.quantile(used, 0.4, axis=0).astype(np.int64))
+    return model, choices(model)

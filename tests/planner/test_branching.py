@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from time import perf_counter
 
 import numpy as np
 import pytest
 from problems import Tried, small_problem, tried
-from random_models import choices
+from random_models import tight_model
 
 from autoplan.planner.problem import Problem, evaluate, is_feasible
 from autoplan.planner.solve import solve
@@ -17,7 +16,7 @@ from autoplan.planner.solver import branching, cpsat
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.branching import Branching
 from autoplan.planner.solver.eliminate import Elimination
-from autoplan.planner.solver.model import FORBIDDEN, Edge, Found, Model, Span
+from autoplan.planner.solver.model import FORBIDDEN, Found, Model
 from autoplan.planner.solver.passing import Passing
 
 HIGH = 10**6  # dearer than any choice of a small problem
@@ -48,24 +47,6 @@ def case(seed: int) -> tuple[Problem, Tried]:
     return problem, tried(problem)
 
 
-@cache
-def tight(seed: int) -> tuple[Model, dict[tuple[int, ...], int]]:
-    """A model in which what costs little takes much memory, in two rows of which about half of all choices keep both; and its choices."""
-    random = np.random.default_rng(seed)
-    costs = [random.integers(0, 40, size) for size in random.integers(2, 4, size=7)]
-    usage = [{Span(row, row + 1): (40 - own) // 2 + random.integers(0, 9, len(own)) for row in range(2)} for own in costs]
-    edges = {
-        (u, w): Edge(random.integers(0, 12, (len(costs[u]), len(costs[w]))))
-        for u in range(len(costs))
-        for w in range(u + 1, len(costs))
-        if random.random() < 0.6
-    }
-    free = Model(costs, usage, edges, np.full(2, HIGH))
-    used = [free.used_by(choice) for choice in choices(free)]
-    model = replace(free, limits=np.quantile(used, 0.4, axis=0).astype(np.int64))
-    return model, choices(model)
-
-
 def unbounded(model: Model) -> Bound:
     """What is known of a model without looking at it."""
     return Bound(0, tuple(np.zeros(len(costs), dtype=np.int64) for costs in model.costs), np.zeros(len(model.limits)))
@@ -73,7 +54,7 @@ def unbounded(model: Model) -> Bound:
 
 def test_cutting_models_finds_what_trying_everything_finds(cuts: list[int]) -> None:
     for seed in range(40):
-        model, known = tight(seed)
+        model, known = tight_model(seed)
         least = min(known.values(), default=None)
         for threshold in {HIGH, HIGH if least is None else least, HIGH if least is None else least - 1}:
             found = Branching(threshold, None).cheapest(model, unbounded(model))
@@ -88,7 +69,7 @@ def test_cutting_models_finds_what_trying_everything_finds(cuts: list[int]) -> N
 @pytest.mark.parametrize("gap", [1, 3])
 def test_with_a_gap_the_choice_is_as_near_as_that_and_the_bound_holds(cuts: list[int], gap: int) -> None:
     for seed in range(40):
-        model, known = tight(seed)
+        model, known = tight_model(seed)
         found = Branching(HIGH, None, gap=gap).cheapest(model, unbounded(model))
         if not known:
             assert found.choice is None
@@ -112,7 +93,7 @@ def test_problems_solved_by_cutting_alone_have_the_optimum_that_trying_everythin
 def test_without_time_the_bound_still_holds(cuts: list[int]) -> None:
     cut_short = 0
     for seed in range(40):
-        model, known = tight(seed)
+        model, known = tight_model(seed)
         found = Branching(HIGH, perf_counter()).cheapest(model, unbounded(model))
         cut_short += not found.finished
         if known and found.bound is not None:
@@ -133,7 +114,7 @@ def test_what_cp_sat_does_not_finish_ends_the_search_and_the_bound_still_holds(m
     monkeypatch.setattr(cpsat, "cheapest", unfinished)
     monkeypatch.setattr(branching, "SMALL", 6)
     for seed in range(40):
-        model, known = tight(seed)
+        model, known = tight_model(seed)
         asked.clear()
         found = Branching(HIGH, None).cheapest(model, unbounded(model))
         assert len(asked) <= 1 and found.finished == (not asked), seed

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
-from random_models import choices
+from random_models import tight_model
 
 from autoplan.planner.solver import search
 from autoplan.planner.solver.bound import Bound
-from autoplan.planner.solver.model import Edge, Model, Span
-
-
-def tight(seed: int) -> Model:
-    """What costs little takes much memory, of which there is about half of what could be wanted."""
-    random = np.random.default_rng(seed)
-    costs = [random.integers(0, 40, size) for size in random.integers(2, 4, size=6)]
-    usage = [{Span(0, 1): (40 - own) // 2 + random.integers(0, 9, len(own))} for own in costs]
-    edges = {(u, u + 1): Edge(random.integers(0, 12, (len(costs[u]), len(costs[u + 1])))) for u in range(len(costs) - 1)}
-    return Model(costs, usage, edges, np.array([sum(int(own[Span(0, 1)].mean()) for own in usage)]))
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_walks_near_the_bound_meet_choices_that_fit_and_the_search_goes_on_to_the_best(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tight(seed)
-    fitting = choices(model)
+    model, fitting = tight_model(seed)
     met: list[int] = []
     walked: list[int] = []
     take, walk = search._Search._take, search._Search._walk_nearby
@@ -43,7 +31,7 @@ def test_walks_near_the_bound_meet_choices_that_fit_and_the_search_goes_on_to_th
     monkeypatch.setattr(search._Search, "_take", noted)
     monkeypatch.setattr(search._Search, "_walk_nearby", walking)
     monkeypatch.setattr(search, "EASY", -1)  # nothing is left to the bands without walks
-    monkeypatch.setattr(search, "FAR", -1.0)  # however near the best is
+    monkeypatch.setattr(search, "is_far", lambda cost, proved: True)  # however near the best is
     monkeypatch.setattr(search, "NEARBY", (0.5, 10.0))
     found = search.minimise_cost(model, None)
     assert found is not None and found.finished

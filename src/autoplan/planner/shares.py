@@ -20,8 +20,8 @@ from autoplan.planner.problem import Problem, ProblemValue, evaluate
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.core import engine_for, glance
 from autoplan.planner.solver.either import Either
+from autoplan.planner.solver.eliminate import LARGEST_AMONG_FEW, Elimination, TooWide, steps_for
 from autoplan.planner.solver.eliminate import LARGEST_TABLE as LARGEST_AT_FIRST
-from autoplan.planner.solver.eliminate import Elimination, TooWide, steps_for
 from autoplan.planner.solver.model import Array, Model, Span, bounds_in_full, chosen_from, in_full
 from autoplan.planner.solver.narrowing import Narrowing
 from autoplan.planner.solver.passing import Passing
@@ -32,7 +32,6 @@ STEP = 0.5  # of the way to the readers that use a state, at first
 SHRINKING = 0.6  # of the step, where it leads to no better bound
 SHORTEST = 0.2
 PATIENCE = 0.2  # of the shortest step, where bounds are too weak to go on
-LARGEST_TABLE = 8_000_000  # entries, where only some strategies are left
 LARGEST_BY_SHARES = 6_000  # strategies: beyond, messages take long to bring shares near; on 8x8x8 they left 11 % where nodes left none
 CLOSE = 1e-6  # of the bound: what is no better than that is not better
 
@@ -111,9 +110,11 @@ class SharedBound:
 
     def _closer(self, alive: Sequence[Array], below: Bound, threshold: int) -> Bound | None:
         """The bounds by taking out all nodes, None where that is too much work."""
-        if not self._is_narrow(alive, LARGEST_TABLE):
+        if not self._is_narrow(alive, LARGEST_AMONG_FEW):
             return None
-        return _stronger(below, self._rounds(alive, below.prices, lambda model, _: Elimination(model, max(1, threshold), LARGEST_TABLE)))
+        return _stronger(
+            below, self._rounds(alive, below.prices, lambda model, _: Elimination(model, max(1, threshold), LARGEST_AMONG_FEW))
+        )
 
     def _is_narrow(self, alive: Sequence[Array], largest: int) -> bool:
         """Whether all nodes, with only the strategies `alive` of each, can be taken out of the simpler problem."""
@@ -171,7 +172,9 @@ class SharedBound:
                 engine.narrow(known + int(self.margin * abs(known)))
             return known
 
-        below = bound(engine, self._first_prices(), meet, self.deadline, until=lambda: self._is_narrow(engine.kept[:nodes], LARGEST_TABLE))
+        below = bound(
+            engine, self._first_prices(), meet, self.deadline, until=lambda: self._is_narrow(engine.kept[:nodes], LARGEST_AMONG_FEW)
+        )
         first = engine.engine.engines[0]
         assert isinstance(first, Passing)
         self.messages = Messages.of(first, [place.among(kept) for place, kept in zip(places[0], engine.kept, strict=True)])

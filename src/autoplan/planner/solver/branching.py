@@ -17,7 +17,7 @@ import numpy as np
 
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.core import Way, engine_for, restricted
-from autoplan.planner.solver.eliminate import Elimination
+from autoplan.planner.solver.eliminate import LARGEST_AMONG_FEW, Elimination
 from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
 from autoplan.planner.solver.passing import MANY, Passing
 from autoplan.planner.solver.reduce import Infeasible, reduce
@@ -25,7 +25,6 @@ from autoplan.planner.solver.reduce import Infeasible, reduce
 SHRINKING = 0.8  # of the strategies: if more are left, bounding once more would not help
 SMALL = 4_000  # pairs of strategies: up to so many, CP-SAT comes to an end soon
 LARGEST = 150_000  # beyond, cutting would not come to an end in any time limit
-LARGEST_TABLE = 8_000_000  # entries: bounds by tables are closer than by messages, and worth more time than at first
 HOPELESS = 600_000  # beyond, not even reductions would come to an end that helps
 LOWER, HIGHER = 0.9, 1.1  # of the prices: under which strategies that take much memory are told from those that cost much
 
@@ -120,7 +119,7 @@ class Branching:
             way = way.then(kept, trail)
             if not core.costs:
                 return self._met(core, way, ())
-            engine = engine_for(core, self.top, LARGEST_TABLE)
+            engine = engine_for(core, self.top, LARGEST_AMONG_FEW)
             is_last = core.strategies > SHRINKING * before
             if is_last and isinstance(engine, Passing) and not _is_cut(core):
                 break

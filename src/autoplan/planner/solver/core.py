@@ -11,7 +11,7 @@ from autoplan.planner.solver.eliminate import LARGEST_TABLE, Elimination, TooWid
 from autoplan.planner.solver.model import Array, Model, chosen_from, in_full
 from autoplan.planner.solver.passing import Passing
 from autoplan.planner.solver.priced import BITS
-from autoplan.planner.solver.reduce import Infeasible
+from autoplan.planner.solver.reduce import Infeasible, reduce
 from autoplan.planner.solver.trail import Trail
 
 GLANCE = 5  # sweeps, to see how much a good choice may cost
@@ -56,3 +56,13 @@ def restricted(model: Model, below: Bound, threshold: int) -> tuple[Model, list[
     if not all(map(len, kept)):
         raise Infeasible
     return chosen_from(model, kept), kept
+
+
+def close_to(model: Model, below: Bound, threshold: int, deadline: float | None) -> tuple[Model, Way, Array]:
+    """The core of those strategies, reduced as far as it comes in time, the way back from it, and the prices of its rows.
+
+    Raises Infeasible where there is no choice at or under the threshold.
+    """
+    core, kept = restricted(model, below, threshold)
+    core, trail = reduce(core, deadline)
+    return core, Way().then(kept, trail), trail.prices(below.prices)

@@ -18,6 +18,7 @@ from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.priced import Priced
 
 LARGEST_TABLE = 2_000_000  # entries
+LARGEST_AMONG_FEW = 8_000_000  # the same where only some strategies are left: bounds are closer than by messages, and worth more time
 PART = 1 << 17  # entries of a table that are looked at together: a processor's cache holds so many
 TABLES = 12  # of that size, at most
 

@@ -11,10 +11,10 @@ from time import perf_counter
 
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.combine import combined
-from autoplan.planner.solver.core import Way, restricted
+from autoplan.planner.solver.core import close_to
 from autoplan.planner.solver.improve import End, Improver, Met
 from autoplan.planner.solver.model import Model
-from autoplan.planner.solver.reduce import Infeasible, reduce
+from autoplan.planner.solver.reduce import Infeasible
 from autoplan.planner.solver.uneven import ROUNDS, Uneven
 
 FAR = 0.2  # of what is proved: where the best is further above, other walks are worth their time
@@ -52,10 +52,9 @@ class Gathering:
         while idle < patience and self.ends[0][0] > proved and (deadline is None or perf_counter() + self.late_s < deadline):
             before = self.ends[0][0]
             self.turns += 1
-            is_far = before - proved > FAR * abs(proved)
             turn = _turn(deadline)
             try:
-                end = (self._uneven_walk if is_far == bool(self.turns % OTHERWISE) else self._even_walk)(turn)
+                end = (self._uneven_walk if is_far(before, proved) == bool(self.turns % OTHERWISE) else self._even_walk)(turn)
             except Infeasible:
                 return  # nothing is better
             if turn is not None:
@@ -88,17 +87,20 @@ class _Uneven:
     """An uneven walk among the strategies that a choice of at most some cost may use; raises Infeasible where there are none."""
 
     def __init__(self, model: Model, below: Bound, threshold: int, magnitude: int, seed: int, deadline: float | None) -> None:
-        core, kept = restricted(model, below, threshold)
-        core, trail = reduce(core, deadline)
-        self.way = Way().then(kept, trail)
+        core, self.way, prices = close_to(model, below, threshold, deadline)
         self.met = Met(core)
-        self.walk = Uneven(core, magnitude, trail.prices(below.prices), self.met.meet, seed)
+        self.walk = Uneven(core, magnitude, prices, self.met.meet, seed)
 
     def run(self, deadline: float | None) -> End | None:
         """As long as multiples stay the same."""
         self.met.best = None
         self.walk.run(ROUNDS, deadline)
         return None if self.met.best is None else (self.met.best[0], self.way.back(self.met.best[1]))
+
+
+def is_far(cost: int, proved: int) -> bool:
+    """Whether a choice of this cost is so far above what is proved that prices of memory have led astray."""
+    return cost - proved > FAR * abs(proved)
 
 
 def _turn(deadline: float | None) -> float | None:

@@ -16,8 +16,8 @@ import numpy as np
 
 from autoplan.planner.solver.bound import Bound, bound
 from autoplan.planner.solver.branching import Branching
-from autoplan.planner.solver.core import Way, engine_for, glance, restricted
-from autoplan.planner.solver.gather import FAR, Gathering
+from autoplan.planner.solver.core import Way, close_to, engine_for, glance, restricted
+from autoplan.planner.solver.gather import Gathering, is_far
 from autoplan.planner.solver.improve import Improver, Met
 from autoplan.planner.solver.model import FORBIDDEN, Array, Found, Model
 from autoplan.planner.solver.neighbourhood import Neighbourhoods
@@ -260,21 +260,19 @@ class _Search:
     def _walk_nearby(self, below: Bound, threshold: int) -> None:
         """A walk among the strategies that choices at or under a threshold may use: what is far from the best is left out of it."""
         try:
-            core, kept = restricted(self.reduced, below, threshold)
-            core, trail = reduce(core, self._share(WALKING_NEARBY))
+            core, way, prices = close_to(self.reduced, below, threshold, self._share(WALKING_NEARBY))
         except Infeasible:
             return  # there are none
-        way, met = Way().then(kept, trail), Met(core, None if core.costs else (core.constant, ()))
+        met = Met(core, None if core.costs else (core.constant, ()))
         if core.costs:
             least = [int(costs.argmin()) for costs in core.costs]
-            walk = Improver(core, max(1, abs(below.value)), least, trail.prices(below.prices), met.meet)
-            walk.run(PATIENCE[0], self._share(WALKING_NEARBY))
+            Improver(core, abs(below.value), least, prices, met.meet).run(PATIENCE[0], self._share(WALKING_NEARBY))
         if met.best is not None:
             self._take(way.back(met.best[1]), met.best[0])
 
     def _is_far(self) -> bool:
-        """Whether the best choice is so far above what is proved that walks from close to the bound have led astray."""
-        return self.best.below is None or self.best.below - self.proved > FAR * abs(self.proved)
+        """Whether the best choice is far above what is proved, or there is none."""
+        return self.best.below is None or is_far(self.best.below, self.proved)
 
     def _polish(self, deadline: float) -> None:
         """Better choices until the time is over."""
