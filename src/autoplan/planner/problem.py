@@ -110,13 +110,14 @@ class Evaluation:
 class Solution:
     """A choice of one strategy per node; none costs less than `bound`.
 
-    `status` is `optimal` if that is proved but for the problem's `tie`, else `feasible`.
+    `status` is `optimal` if that is proved but for the problem's `tie`, else `feasible`; `interrupted` tells whether the user cut it short.
     """
 
     choice: Vector
     cost: int
     bound: int
     status: str
+    interrupted: bool = False
 
     @property
     def gap(self) -> float:

@@ -80,7 +80,8 @@ def solve(
     choice = result.choice[: len(problem.nodes)]
     cost = cost_of(problem, choice)
     assert cost == result.cost and is_feasible(problem, choice)
-    return Solution(choice, cost, result.bound, "optimal" if cost - result.bound < problem.tie else "feasible")
+    status = "optimal" if cost - result.bound < problem.tie else "feasible"
+    return Solution(choice, cost, result.bound, status, result.interrupted)
 
 
 def _over(model: Model, below: Bound) -> Bound:

@@ -60,6 +60,7 @@ class Branching:
         self.open: list[_Branch] = []
         self.order = count()
         self.finished = True
+        self.parts = 0  # looked at
 
     def cheapest(self, model: Model, below: Bound) -> Found:
         """The cheapest choice; `below` bounds the model's strategies in choices of at most the threshold."""
@@ -98,6 +99,7 @@ class Branching:
 
     def _look(self, core: Model, way: Way, below: Bound, proved: int = -FORBIDDEN) -> None:
         """Prune and bound a part by turns while that helps; then it is given to CP-SAT or remembered."""
+        self.parts += 1
 
         def meet(choice: Sequence[int], used: Array) -> int | None:
             if (used <= core.limits).all():
@@ -145,7 +147,12 @@ class Branching:
         from autoplan.planner.solver import cpsat  # here, since ortools loads pandas, and most problems are solved before
 
         watched = np.flatnonzero(prices > 0).tolist()
-        found = cpsat.cheapest(core, self.top, watched, self.deadline, gap=self.gap, on_progress=self._progress())
+        try:
+            found = cpsat.cheapest(core, self.top, watched, self.deadline, gap=self.gap, on_progress=self._progress())
+        except cpsat.Interrupted as stop:
+            if stop.found.choice is not None:
+                self._met(core, way, stop.found.choice)
+            raise
         self._close(self.top + 1 if found.bound is None else max(proved, found.bound))
         if found.choice is not None:
             self._met(core, way, found.choice)

@@ -17,6 +17,14 @@ JOINING = 8  # rows at a time
 Terms = list[tuple[cp_model.IntVar, int]]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, and what was found until then."""
+
+    def __init__(self, found: Found) -> None:
+        super().__init__()
+        self.found = found
+
+
 def cheapest(
     model: Model,
     threshold: int,
@@ -26,7 +34,10 @@ def cheapest(
     gap: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Found:
-    """The cheapest choice within the limits that costs at most `threshold`; `rows` are watched from the beginning."""
+    """The cheapest choice within the limits that costs at most `threshold`; `rows` are watched from the beginning.
+
+    Ctrl-C raises Interrupted, with the best choice so far if there is one.
+    """
     core = _Core(model)
     core.cp.add(_sum(core.costs) <= threshold - model.constant)
     core.cp.minimize(_sum(core.costs))
@@ -34,7 +45,12 @@ def cheapest(
     for row in watched:
         core.cp.add(_sum(core.row(row)) <= int(model.limits[row]))
     while True:
-        found = _run(core, deadline, gap, model.constant, on_progress)
+        try:
+            found = _run(core, deadline, gap, model.constant, on_progress)
+        except Interrupted as stop:
+            if _exceeded(model, stop.found.choice, watched, 0):
+                raise KeyboardInterrupt from None
+            raise
         joining = _exceeded(model, found.choice, watched, 0)
         if not joining:
             return found
@@ -146,7 +162,7 @@ def _run(core: _Core, deadline: float | None, gap: int, constant: int, on_progre
     solver.parameters.absolute_gap_limit = gap
     if deadline is not None:
         solver.parameters.max_time_in_seconds = max(0.05, deadline - perf_counter())
-    status = _solve_interruptibly(solver, core.cp, _Progress(on_progress, constant) if on_progress else None)
+    status, is_interrupted = _solve_interruptibly(solver, core.cp, _Progress(on_progress, constant) if on_progress else None)
     if status == cp_model.INFEASIBLE:
         return Found(None, None, True)
     assert status in (cp_model.OPTIMAL, cp_model.FEASIBLE, cp_model.UNKNOWN), solver.status_name(status)
@@ -154,18 +170,21 @@ def _run(core: _Core, deadline: float | None, gap: int, constant: int, on_progre
     if status == cp_model.UNKNOWN:
         return Found(None, bound, False)
     choice = tuple(next(s for s, literal in enumerate(literals) if solver.boolean_value(literal)) for literals in core.chosen)
-    return Found(choice, bound, status == cp_model.OPTIMAL)
+    found = Found(choice, bound, status == cp_model.OPTIMAL)
+    if is_interrupted:
+        raise Interrupted(found)
+    return found
 
 
-def _solve_interruptibly(solver: cp_model.CpSolver, model: cp_model.CpModel, callback: _Progress | None) -> int:
-    """The solver's status. CP-SAT runs beside, so that Python hears Ctrl-C: the end of its time if it has found a choice."""
+def _solve_interruptibly(solver: cp_model.CpSolver, model: cp_model.CpModel, callback: _Progress | None) -> tuple[int, bool]:
+    """The solver's status, and whether Ctrl-C has ended it after it had found a choice. CP-SAT runs beside, so that Python hears it."""
     solver.parameters.catch_sigint_signal = False
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(solver.solve, model, callback)
         try:
-            return running.result()
+            return running.result(), False
         except KeyboardInterrupt:
             solver.stop_search()
             if running.result() not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
                 raise
-            return running.result()
+            return running.result(), True

@@ -50,19 +50,22 @@ NEARBY, WALKING_NEARBY = (1e-3, 5e-3), 0.1  # of what is proved, and the same of
 EASY = 15_000  # pairs of strategies
 NEAR = 0.01  # of what is proved
 PATIENCE = (60, 300)  # steps of each walk that lead to nothing better
-GATHERED, NEIGHBOURHOODS = 12, 60  # the same, walks and neighbourhoods
+GATHERED = 12  # the same, walks
+NEIGHBOURHOODS = 3, 60  # the same, neighbourhoods: at first, and at most
+PARTS = 4  # of a model that are looked at, bounded and cut, in the time that a neighbourhood takes
 
 Outer = Callable[[int], Bound | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The best choice, None if none was met; none costs less than `bound`. `finished`: not cut short."""
+    """The best choice, None if none was met; none costs less than `bound`. `finished`: not cut short; `interrupted`: so by Ctrl-C."""
 
     choice: tuple[int, ...] | None
     cost: int | None
     bound: int
     finished: bool
+    interrupted: bool = False
 
 
 class _Best:
@@ -106,6 +109,7 @@ def minimise_cost(
     search.proved = max(search.proved, search.proved if proved is None else proved)
     if known is not None and model.fits(known):
         search.best.meet(known, model.cost_of(known))
+        search.met = tuple(known) if outer else None  # the model is searched as it is
     try:
         return search.run(outer)
     except Infeasible:
@@ -113,7 +117,7 @@ def minimise_cost(
     except KeyboardInterrupt:
         if search.best.choice is None:
             raise
-        return search.result(finished=False)
+        return replace(search.result(finished=False), interrupted=True)
 
 
 class _Search:
@@ -130,6 +134,7 @@ class _Search:
         self.walk: Improver | None = None  # from what is close to the bound
         self.cheap: Sequence[int] | None = None  # what is cheap without prices of memory
         self.gathering: Gathering | None = None
+        self.patience = 0
         self.looks = 0  # times that neighbourhoods were looked at: each time others
 
     def run(self, outer: Outer | None) -> Result:
@@ -142,9 +147,11 @@ class _Search:
         for slack, following in zip((*BANDS, None), (*BANDS[1:], None, None), strict=True):
             if outer is None and slack is not None and self._is_easy(below, self._threshold(following)):
                 continue
-            if not improved and not self._is_easy(below, self._threshold(slack)):
-                self._improve(below)
-                improved = True
+            if not self._is_easy(below, self._threshold(slack)):
+                if not improved:
+                    self._improve(below)
+                    improved, self.patience = True, NEIGHBOURHOODS[0]
+                self._look_around(self.patience, self._share(LOOKING))
             if self.best.below is not None and self.best.below - self.proved <= (0 if self.best.cost is None else self.gap):
                 break
             threshold, closer = self._guess(slack, below, outer)
@@ -153,6 +160,7 @@ class _Search:
             end = self.deadline if outer or self._is_near() or self._is_easy(closer, threshold) else self._share(BRANCHING)
             branching = Branching(threshold, end, gap=self.gap, meet=self._take, on_progress=self.on_progress)
             found = branching.cheapest(self.reduced, closer)
+            self.patience = min(max(1, branching.parts // PARTS), NEIGHBOURHOODS[1])  # no longer than the search itself
             if not found.finished:
                 self.proved = max(self.proved, min(found.bound or self.proved, threshold))
                 if self.deadline is not None:
@@ -255,7 +263,6 @@ class _Search:
             self._walk(below, self.cheap, np.zeros(len(self.reduced.limits))).run(PATIENCE[1], self._share(WALKING[1]))
         self.gathering = Gathering(self.reduced, below, self.walk, self._take)
         self._gather(GATHERED)
-        self._look_around(NEIGHBOURHOODS, self._share(LOOKING))
 
     def _walk_nearby(self, below: Bound, threshold: int) -> None:
         """A walk among the strategies that choices at or under a threshold may use: what is far from the best is left out of it."""
