@@ -100,10 +100,15 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Seconds of the host per op (forward and backward together) and per redistribution, in eager mode."""
+    """Seconds of the host per op, forward and backward together, and per collective of a redistribution, in eager mode."""
 
     op_s: float
     redistribution_s: float
+
+    @property
+    def one_way_s(self) -> float:
+        """Seconds per op forward alone, or per step of a redistribution that does not communicate."""
+        return self.op_s / 2
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,12 @@ class TransitionTable:
         count: Array = self._collectives[ways]
         return count
 
+    def steps(self, moves: Moves) -> Array:
+        """[source, target]: how many steps a redistribution takes, those in which ranks do not talk to each other too."""
+        ways = self._ways_of(moves)
+        count: Array = self._lengths[ways]
+        return count
+
     def _ways_of(self, moves: Moves) -> Array:
         """[source, target]: the number of the way that the redistribution takes."""
         if self._table is None:
@@ -95,6 +101,7 @@ class TransitionTable:
         examples, ways = _distinct_rows(steps, len(self._steps.known))
         self._ways = steps[examples]
         self._collectives = self._steps.are_collectives()[self._ways].sum(-1)
+        self._lengths = np.count_nonzero(self._ways, axis=-1)
         self._table = np.full(wanted.shape, -1, dtype=np.int32)
         self._table[sources, targets] = ways[alike]
         self._prices = {}

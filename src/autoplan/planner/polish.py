@@ -37,6 +37,7 @@ class Judge:
         kinds = sorted(split.prices.prefixes) if ahead else []
         terms = [split.ahead({}) if ahead else split, *(split.ahead({kind: 1.0}) for kind in kinds)]
         self.built, *self.waiting = (build_problem(one, limit_bytes, found.built.recomputed) for one in terms)
+        self.host = build_problem(split.hosted(1.0), limit_bytes, found.built.recomputed) if found.host else None
         self.folded = tuple(found.solution.choice[node] for node in folded_nodes(start.terms, split))
         self.tie = FINER * start.problem.tie
         before = self.cost(self.folded)
@@ -48,7 +49,8 @@ class Judge:
         least = evaluate(self.built.problem, choice).cost
         if least is None:
             return None
-        return least + sum(max(0, (evaluate(built.problem, choice).cost or least) - least) for built in self.waiting)
+        device = least + sum(max(0, (evaluate(built.problem, choice).cost or least) - least) for built in self.waiting)
+        return device if self.host is None else max(device, evaluate(self.host.problem, choice).cost or device)
 
     def gain(self, choice: Choice) -> int:
         """By how much less than the folded plan a possible choice costs, in the units of the folded problem."""

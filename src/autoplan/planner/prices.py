@@ -188,6 +188,17 @@ class ValuePrices:
     def _moves_s(self, nbytes: int, moves: Moves) -> Array:
         return self.prices.transitions.seconds(nbytes * self.companions, moves) / self.companions
 
+    def host_s(self, forward: Moves, backward: Moves | None) -> tuple[Array, Array | None]:
+        """Seconds that the host is busy to bring the value to other placements, and its gradient back, both [source, target]."""
+        times = 1 + (self.prices.transitions.collectives(forward) > 0) * self.regathers
+        return times * self._host_s(forward), None if backward is None else self._host_s(backward)
+
+    def _host_s(self, moves: Moves) -> Array:
+        """Collectives of a block's parameters are started once for all of them."""
+        host, collectives = self.prices.hardware.host, self.prices.transitions.collectives(moves)
+        others = self.prices.transitions.steps(moves) - collectives
+        return collectives * (host.redistribution_s / self.companions) + others * host.one_way_s
+
     def kept_bytes(self, used: Placements) -> int:
         """Bytes of a copy in placements `used` that lasts until backward; of a parameter that is not gathered again, if an op keeps it."""
         if self.value.kind in ("buffer", "constant"):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from autoplan.assignment.names import block_of, kind_of_block
+from autoplan.cost.hardware import Host
 from autoplan.cost.seconds import ComputeCost
 from autoplan.cost.transitions import Moves
 from autoplan.graph.ir import Value
@@ -54,6 +55,11 @@ class OpTerms:
         step, again = self.computing
         return replace(self, seconds=self.seconds - part * step, again_s=self.again_s - part * again)
 
+    def hosted(self, part: float, host: Host, *, trains: bool) -> OpTerms:
+        """With so much of what the host is busy with it, and the rest of what it costs."""
+        host_s = host.op_s if trains else host.one_way_s
+        return replace(self, seconds=(1 - part) * self.seconds + part * host_s, again_s=(1 - part) * self.again_s + part * host.one_way_s)
+
 
 @dataclass(frozen=True, slots=True)
 class SourceTerms:
@@ -72,7 +78,7 @@ class ValueTerms:
     """Values whose producers and readers are of the same classes. Costs are of all members, seconds and bytes of one.
 
     `forward[p][f]` and `backward[p][q]` as in ProblemValue, of `forward_s` and `backward_s`; `again_s[p][f]` what bringing it there
-    once more takes;
+    once more takes; `host_s` is what the host is busy with, as [p][f] and as [p][q];
     `kept_bytes[f]` a copy that lasts until backward; `in_flight_bytes[f]` what the block at work needs of a parameter,
     `unreduced_bytes[p]` of one that is read as it is stored.
     """
@@ -90,6 +96,7 @@ class ValueTerms:
     again_s: Array
     backward: Array
     backward_s: Array
+    host_s: tuple[Array, Array]
     free: tuple[int | None, ...]
     kept_bytes: Array
     in_flight_bytes: Array
@@ -111,12 +118,20 @@ class ValueTerms:
             unreduced_bytes=2 * self.unreduced_bytes,
         )
 
+    def hosted(self, part: float, unit_s: float) -> ValueTerms:
+        """With so much of what the host is busy with, and the rest of what it costs."""
+        forward, backward = (
+            np.where(costs == FORBIDDEN, FORBIDDEN, _part_of(costs, 1 - part) + rounded(part * len(self.members) * seconds, unit_s))
+            for costs, seconds in zip((self.forward, self.backward), self.host_s, strict=True)
+        )
+        return replace(self, forward=forward, backward=backward, again_s=(1 - part) * self.again_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """All of them. Problem nodes are the node classes first, then the sources, then the outputs of the graph.
 
-    Parameters of blocks travel `prefetch` pieces ahead; `waiting` is what `ahead` was told.
+    Parameters of blocks travel `prefetch` pieces ahead; `waiting` is what `ahead` was told, `host` what `hosted` was.
     """
 
     candidates: Candidates
@@ -129,6 +144,7 @@ class Terms:
     output_nodes: tuple[int, ...]
     prefetch: int = 0
     waiting: Mapping[str, float] = field(default_factory=dict)
+    host: float = 0.0
 
     def ahead(self, waiting: Mapping[str, float]) -> Terms:
         """The same where parameters of blocks travel one piece ahead, and their gradients while backward goes on.
@@ -136,7 +152,7 @@ class Terms:
         What blocks of a kind wait for is max((1 - hides) communication, communication - computing): of these two the second
         counts with a weight (`waiting`, 0 to 1), the first with the rest. Whatever the weights, that is no more than the greater.
         """
-        assert not self.prefetch
+        assert not self.prefetch and not self.host
         hides = self.prices.hardware.hides
         ops = tuple(op if op.kind is None else op.less(waiting.get(op.kind, 0.0)) for op in self.ops)
         values = tuple(
@@ -145,14 +161,40 @@ class Terms:
         )
         return replace(self, ops=ops, values=values, prefetch=1, waiting=waiting)
 
+    def hosted(self, part: float) -> Terms:
+        """The same where a step costs so much of what the host is busy with it, and the rest of what the device is.
+
+        It lasts as long as the longer of both: whatever the part, this is no more.
+        """
+        assert not self.host
+        if not part:
+            return self
+        return replace(
+            self,
+            ops=tuple(op.hosted(part, self.prices.hardware.host, trains=self.prices.trains) for op in self.ops),
+            sources=tuple(replace(source, seconds=(1 - part) * source.seconds) for source in self.sources),
+            values=tuple(value.hosted(part, self.unit_s) for value in self.values),
+            host=part,
+        )
+
+    @property
+    def most_host(self) -> int:
+        """More cost units than the host is busy with any choice, or as much."""
+        op_s = self.prices.hardware.host.op_s * 3 / 2
+        seconds = sum(len(op.members) * op_s for op in self.ops)
+        seconds += sum(
+            len(value.members) * len(value.readers) * sum(float(host.max(initial=0.0)) for host in value.host_s) for value in self.values
+        )
+        return int(seconds / self.unit_s + 1) * TIES
+
     def cost(self, seconds: Array, *, down: bool = False) -> Array:
         """Integer costs of strategies; among equals the earlier ones first."""
         return rounded(seconds, self.unit_s, down=down) + np.minimum(np.arange(len(seconds)), MOST_PREFERENCE)
 
     @property
     def rounding(self) -> int:
-        """By how much a choice's cost, of terms rounded to the nearest, may be less than their sum: at most half a unit each."""
-        return TIES // 2 * (len(self.ops) + len(self.values))
+        """By how much a choice's cost, of terms rounded to the nearest, may be less than their sum: half a unit each, of two parts twice."""
+        return (4 if self.host else 1) * TIES // 2 * (len(self.ops) + len(self.values))
 
 
 def rounded(seconds: Array, unit_s: float, *, down: bool = False) -> Array:
@@ -264,6 +306,7 @@ class _Pricer:
         again_s = prices.forward_s(forward)
         forward_s = again_s * (2 if prices.regathers else 1)
         backward_s = np.zeros((len(states.produced), len(states.needed))) if backward is None else prices.backward_s(backward).T
+        host_forward_s, host_backward_s = prices.host_s(forward, backward)
         positions = {used: position for position, used in enumerate(states.placements)}
         homes, uses = (self.prices.transitions.placements(numbers) for numbers in (states.homes, states.placements))
         return ValueTerms(
@@ -280,6 +323,7 @@ class _Pricer:
             again_s=again_s,
             backward=self._backward(backward_s * len(members), backward),
             backward_s=backward_s,
+            host_s=(host_forward_s, np.zeros_like(backward_s) if host_backward_s is None else host_backward_s.T),
             free=tuple(map(positions.get, states.homes)) if prices.home_is_free else (None,) * len(states.homes),
             kept_bytes=np.array([prices.kept_bytes(used) for used in uses]),
             in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in uses]),

@@ -26,7 +26,7 @@ from autoplan.planner.solver.eliminate import TooWide
 from autoplan.planner.solver.model import Array, Model
 from autoplan.planner.solver.walks import Least, Link, TooLong, Walks
 from autoplan.planner.split import FINER, folded_nodes, folded_values, split_candidates, split_terms
-from autoplan.planner.terms import ValueTerms
+from autoplan.planner.terms import Terms, ValueTerms
 
 Walk = tuple[dict[int, int], tuple[tuple[dict[int, int], ...], ...]]
 """What the rest chooses by node, and by run what each later copy does."""
@@ -71,9 +71,11 @@ class _Bounding:
         prices, folded = start.terms.prices, start.terms
         waiting = (found.waiting or dict.fromkeys(sorted(prices.prefixes), 0.0)) if prices.hides else None
 
+        def weighed(terms: Terms) -> Terms:
+            return (terms if waiting is None else terms.ahead(waiting)).hosted(found.host)
+
         def split(parts: Sequence[BlockRun]) -> Built:
-            terms = split_terms(start.terms, parts)
-            return build_problem(terms if waiting is None else terms.ahead(waiting), limit_bytes)
+            return build_problem(weighed(split_terms(start.terms, parts)), limit_bytes)
 
         try:
             self.parts = split(parted(runs))
@@ -83,7 +85,7 @@ class _Bounding:
                 raise TooLong from None
             self.parts = split(())
             self.chain = whole(self.parts)
-        terms, folded = self.parts.terms, folded if waiting is None else folded.ahead(waiting)
+        terms, folded = self.parts.terms, weighed(folded)
         self.pieces = (self.chain.rest, *self.chain.copies)
         if sum(piece.problem.strategies for piece in self.pieces) > MOST_STRATEGIES:
             raise TooLong
@@ -93,7 +95,7 @@ class _Bounding:
         self.choice = tuple(found.solution.choice[node] for node in self.of_folded)
         least = (
             found.built
-            if found.built.terms.waiting == folded.waiting and not found.built.recomputed
+            if (found.built.terms.waiting, found.built.terms.host) == (folded.waiting, folded.host) and not found.built.recomputed
             else build_problem(folded, limit_bytes)
         )
         self.above = found.solution.cost - cost_of(least.problem, found.solution.choice)
