@@ -19,6 +19,7 @@ from autoplan.load import Built
 from autoplan.plan.schema import Plan
 from autoplan.runtime import checkpoint
 from autoplan.runtime.inputs import to_torch
+from autoplan.runtime.leaves import Taken
 from autoplan.runtime.parallelize import local_forward
 from autoplan.runtime.parameters import Gather
 from autoplan.runtime.verify import worker_mesh
@@ -228,6 +229,48 @@ def accumulated(build: Seeded, plan: Plan) -> list[Tensor]:
     (module(*inputs) + 2 * module(*inputs)).backward()
     module(*inputs).backward()
     return [p.grad.to_local() for p in module.parameters() if isinstance(p.grad, DTensor)]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Local gradients of one loss: kept by backward, through hooks on all parameters, and as autograd.grad returns them.
+
+    `copied` are the parameters whose kept gradient is a copy of what backward made.
+    """
+
+    kept: dict[str, Tensor]
+    hooked: dict[str, Tensor]
+    returned: dict[str, Tensor]
+    copied: set[str]
+
+
+def gradients(build: Seeded, plan: Plan) -> Gradients:
+    module, model, mesh = parallel(build, plan)
+    inputs = autoplan.shard_inputs(plan, mesh, model.args)
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    made: dict[int, bool] = {}
+
+    def own(self: Taken, gradient: Tensor, local: Tensor) -> Tensor:
+        result = whole(self, gradient, local)
+        made[result.data_ptr()] = result is not gradient
+        return result
+
+    whole = Taken.own
+    with patch.object(Taken, "own", own):
+        module(*inputs).backward()
+    kept = {name: p.grad.to_local() for name, p in named.items() if isinstance(p.grad, DTensor)}
+    returned = torch.autograd.grad(module(*inputs), list(named.values()), allow_unused=True)
+    module.zero_grad()
+    hooks = [p.register_hook(lambda gradient: gradient.clone()) for p in named.values()]
+    module(*inputs).backward()
+    for hook in hooks:
+        hook.remove()
+    return Gradients(
+        kept,
+        {name: p.grad.to_local() for name, p in named.items() if isinstance(p.grad, DTensor)},
+        {name: gradient.to_local() for name, gradient in zip(named, returned, strict=True) if isinstance(gradient, DTensor)},
+        {name for name, gradient in kept.items() if made[gradient.data_ptr()]},
+    )
 
 
 def die() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import checkpoint_jobs
 import pytest
 import torch
-import torch.distributed as dist
 from checkpoint_jobs import one_rank_plan, plan_with_stored
 from runtime_cases import GPT2, TINY, Seeded, mesh_of, odds, placements, random_plan
 
@@ -16,19 +14,9 @@ from autoplan.errors import PlanError, UsageError
 from autoplan.models import gpt2
 from autoplan.runtime import checkpoint
 from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.verify import worker_mesh
 
 UNDROPPED = Seeded(gpt2.build, {**GPT2.settings, "dropout": 0.0})
 QKV = {"layers.0.attn.qkv.weight": placements("S(1,3) S(0)"), "layers.1.attn.qkv.weight": placements("S(1) S(1,3)")}
-
-
-@pytest.fixture
-def one_rank() -> Iterator[None]:
-    """This process as a mesh of its own."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    worker_mesh.cache_clear()
-    dist.destroy_process_group()
 
 
 def test_resumed_training_is_uninterrupted_training_bit_by_bit(pool: WorkerPool, tmp_path: Path) -> None:

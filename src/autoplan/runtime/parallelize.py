@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from autoplan.assignment import Assignment
 from autoplan.collectives.process_group import ProcessGroupCollectives
@@ -29,6 +28,7 @@ from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
 from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
 from autoplan.runtime.inputs import as_dtensor, local_inputs
+from autoplan.runtime.leaves import Leaves
 from autoplan.runtime.prepare import STORED_DTYPE, Prepared, Template, check_model, make_template, plan_digest, prepare
 from autoplan.runtime.program import Program, build_program
 from autoplan.runtime.run import Run
@@ -159,8 +159,6 @@ class LocalForward:
         graph = bound.program.graph
         assignment = bound.program.assignment
         tensors = local_inputs(graph, assignment.sources, assignment.mesh, leaves, self.device)
-        parameters = dict(module.named_parameters())
-        tensors.update({p.value: _local(parameters[p.fqn]) for p in graph.parameters})
         buffers = dict(module.named_buffers(remove_duplicate=False))
         coordinate = self.collectives.coordinate
         for fqn, value in graph.buffers.items():
@@ -168,6 +166,7 @@ class LocalForward:
         tensors.update(bound.constants)
         self.step += module.training
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph.loss is not None):
+            tensors.update(bound.leaves.local(dict(module.named_parameters())))
             outputs = bound.program(Run(self.collectives, self.seed + self.step), tensors)
         _overwrite(buffers, dict(zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True)))
         return self._returned(bound.program, outputs[: len(graph.outputs)])
@@ -187,7 +186,7 @@ class LocalForward:
             value: local_part(tensor, assignment.sources[value], assignment.mesh, self.collectives.coordinate).to(self.device)
             for value, tensor in program.graph.constants.items()
         }
-        return _Bound(program, constants)
+        return _Bound(program, Leaves(program.graph, prepared.segments), constants)
 
     def _returned(self, program: Program, outputs: tuple[Tensor, ...]) -> Any:
         graph = program.graph
@@ -203,9 +202,10 @@ class LocalForward:
 
 @dataclass(frozen=True)
 class _Bound:
-    """A program with its constants on the device."""
+    """A program with the parameters that it reads, and its constants on the device."""
 
     program: Program
+    leaves: Leaves
     constants: Mapping[int, Tensor]
 
 
@@ -216,10 +216,6 @@ def _overwrite(buffers: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None
     safe = {fqn: tensor.clone() if tensor.untyped_storage().data_ptr() in held else tensor for fqn, tensor in new.items()}
     for fqn, tensor in safe.items():
         buffers[fqn].copy_(tensor)
-
-
-def _local(parameter: Tensor) -> Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _place_parameters(module: nn.Module, assignment: Assignment, device_mesh: DeviceMesh, device: torch.device, dtype: torch.dtype) -> None:
