@@ -37,14 +37,23 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-@torch.library.custom_op("autoplan::keep_mask", mutates_args=())
 def keep_mask(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
-    """True for a share 1 - p of the elements of `x`; an op of its own because torch.compile knows no generators."""
+    """True for a share 1 - p of the elements of `x`.
+
+    An op of its own only where torch.compile needs one, which knows no generators: calling it takes the host longer than all it does.
+    """
+    return _keep_mask(x, p, seed, shard) if torch.compiler.is_compiling() else _drawn(x, p, seed, shard)
+
+
+def _drawn(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     return mask.bernoulli_(1 - p, generator=generator(seed, shard, x.device))
 
 
-@keep_mask.register_fake
+_keep_mask = torch.library.custom_op("autoplan::keep_mask", _drawn, mutates_args=())
+
+
+@_keep_mask.register_fake
 def _(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
     return torch.empty(x.shape, dtype=torch.bool, device=x.device)
 
