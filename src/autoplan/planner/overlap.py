@@ -26,6 +26,7 @@ CLOSE = 1e-3  # of the cost: a gap of no more is not worth another search, costs
 HOST = (
     1 - 1e-4
 )  # of the weight: among plans that keep the host as busy, what the device is soonest done with. Such costs are equal to within the rest
+MANY_MOVES = 2  # as often as with the ops alone the host is busy at most, where that is not looked at first
 LOOKING = 0.1  # of the time: what may be spent on how busy the host is with the best plan for the device
 Report = Callable[[int, int], None]
 
@@ -71,7 +72,7 @@ def cheapest_overlapped(
 
 def _is_bound_by_host(start: Built, time_limit_s: float) -> bool:
     """Whether the host is longer busy than the device with what would be the best plan for the device if it had all memory."""
-    if sum(min(node.costs) for node in start.problem.nodes) >= start.terms.most_host:
+    if sum(min(node.costs) for node in start.problem.nodes) >= MANY_MOVES * start.terms.least_host:
         return False
     free = replace(start.problem, limits=(), peaks=())
     try:

@@ -180,12 +180,15 @@ class Terms:
     @property
     def most_host(self) -> int:
         """More cost units than the host is busy with any choice, or as much."""
-        op_s = self.prices.hardware.host.op_s * 3 / 2
-        seconds = sum(len(op.members) * op_s for op in self.ops)
-        seconds += sum(
-            len(value.members) * len(value.readers) * sum(float(host.max(initial=0.0)) for host in value.host_s) for value in self.values
-        )
-        return int(seconds / self.unit_s + 1) * TIES
+        moves_s = sum(len(v.members) * len(v.readers) * sum(float(host_s.max(initial=0.0)) for host_s in v.host_s) for v in self.values)
+        return self.least_host * 3 // 2 + int(moves_s / self.unit_s + 1) * TIES
+
+    @property
+    def least_host(self) -> int:
+        """Cost units that the host is busy with the ops alone."""
+        host = self.prices.hardware.host
+        each_s = host.op_s if self.prices.trains else host.one_way_s
+        return int(sum(len(op.members) for op in self.ops) * each_s / self.unit_s + 1) * TIES
 
     def cost(self, seconds: Array, *, down: bool = False) -> Array:
         """Integer costs of strategies; among equals the earlier ones first."""

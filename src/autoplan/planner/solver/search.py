@@ -134,7 +134,7 @@ class _Search:
         self.walk: Improver | None = None  # from what is close to the bound
         self.cheap: Sequence[int] | None = None  # what is cheap without prices of memory
         self.gathering: Gathering | None = None
-        self.patience = 0
+        self.patience = 0  # none while a choice that came with the problem is the best
         self.looks = 0  # times that neighbourhoods were looked at: each time others
 
     def run(self, outer: Outer | None) -> Result:
@@ -160,7 +160,8 @@ class _Search:
             end = self.deadline if outer or self._is_near() or self._is_easy(closer, threshold) else self._share(BRANCHING)
             branching = Branching(threshold, end, gap=self.gap, meet=self._take, on_progress=self.on_progress)
             found = branching.cheapest(self.reduced, closer)
-            self.patience = min(max(1, branching.parts // PARTS), NEIGHBOURHOODS[1])  # no longer than the search itself
+            if self.patience:  # in no more time than the search took
+                self.patience = min(max(1, branching.parts // PARTS), NEIGHBOURHOODS[1])
             if not found.finished:
                 self.proved = max(self.proved, min(found.bound or self.proved, threshold))
                 if self.deadline is not None:
