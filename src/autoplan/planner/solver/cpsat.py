@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from time import perf_counter
 
 import numpy as np
@@ -14,6 +14,7 @@ from autoplan.planner.solver.model import FORBIDDEN, Array, Edge, Found, Model, 
 SEED = 0
 WORKERS = 8  # interleaved, so that the search is the same on any number of cores
 JOINING = 8  # rows at a time
+HEARING_S = 0.1  # what a search is given to end when it is told to
 Terms = list[tuple[cp_model.IntVar, int]]
 
 
@@ -184,7 +185,9 @@ def _solve_interruptibly(solver: cp_model.CpSolver, model: cp_model.CpModel, cal
         try:
             return running.result(), False
         except KeyboardInterrupt:
-            solver.stop_search()
+            while not running.done():  # until it is heard: a search that is only about to begin forgets it
+                solver.stop_search()
+                wait([running], HEARING_S)
             if running.result() not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
                 raise
             return running.result(), True
