@@ -121,7 +121,24 @@ def test_a_user_who_cuts_a_problem_short_cuts_all_short(monkeypatch: pytest.Monk
         monkeypatch, lambda answer, end: replace(answer, status="feasible", bound=answer.bound // 2, interrupted=True)
     )
     assert isinstance(answers[-1], Solution) and answers[-1].interrupted, "nothing was asked any more"
-    assert found.solution.status == "feasible"
+    assert found.solution.status == "feasible" and found.solution.interrupted
+
+
+def test_ctrl_c_while_nothing_better_is_known_keeps_what_was_found_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def interrupted(problem: Any, time_limit_s: float, **kwargs: Any) -> Solution | NoneCheaper | None:
+        if problem.limits:
+            asked.append(problem)
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+        return solve(problem, time_limit_s, **kwargs)
+
+    start, limit = tight()
+    monkeypatch.setattr(recompute, "solve", interrupted)
+    found = cheapest([start, build_ahead(start, limit)], limit, TIME_LIMIT_S)
+    assert found is not None and len(asked) == 2
+    assert found.solution.interrupted and found.solution.status == "feasible"
 
 
 def test_what_takes_too_long_is_looked_at_again_when_the_others_are_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,8 @@ from autoplan.planner.solve import solve
 
 WEIGHINGS = 7  # at most: each halves what is not known of a weight
 CLOSE = 1e-3  # of the cost: a gap of no more is not worth another search, costs are not known so well
-HOST = (
-    1 - 1e-4
-)  # of the weight: among plans that keep the host as busy, what the device is soonest done with. Such costs are equal to within the rest
-MANY_MOVES = 2  # as often as with the ops alone the host is busy at most, where that is not looked at first
+HOST = 1 - 1e-4  # of the weight: the rest decides between plans that keep the host as busy, and costs are equal within it
+MANY_MOVES = 2  # times as long as with ops alone: a host that is then done before the device is not looked at first
 LOOKING = 0.1  # of the time: what may be spent on how busy the host is with the best plan for the device
 Report = Callable[[int, int], None]
 
@@ -61,7 +59,7 @@ def cheapest_overlapped(
             tie = start.problem.tie + (rounding + int((1 - HOST) * true.solution.cost) if weights.host == HOST else 0)
         best = true if best is None or true.solution.cost < best.solution.cost else best
         is_close = proved > best.solution.cost - max(tie, CLOSE * best.solution.cost)
-        if is_close or perf_counter() > deadline or not weights.move(waits, host):
+        if is_close or found.solution.interrupted or perf_counter() > deadline or not weights.move(waits, host):
             break
     assert best is not None
     cost = best.solution.cost

@@ -151,6 +151,7 @@ class _Cheapest:
         self.prices: Mapping[Row, float] = {}  # under which a box was bounded best, the last one
         self.messages: Messages | None = None  # that bound the problem without limits best
         self.given_up: int | None = None  # the least bound of what time did not allow to finish
+        self.interrupted = False
 
     @property
     def left_s(self) -> float:
@@ -173,12 +174,22 @@ class _Cheapest:
             if self.left_s <= 0:
                 self._give_up(self.open[0].bound)
                 break
-            self._visit(self._next())
+            self._visit_until_interrupted(self._next())
         if self.best is None and self.given_up is not None and self.fallback is not None:
             self._meet(*self.fallback)
         if self.best is None and self.given_up is not None:
             raise OutOfTime(f"no plan found in {self.time_limit_s:g} s", next_step="raise --time-limit")
         return self._outcome()
+
+    def _visit_until_interrupted(self, open_: _Open) -> None:
+        """As `_visit`; Ctrl-C ends the search like the deadline, unless no plan is known yet."""
+        try:
+            self._visit(open_)
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            self.interrupted, self.deadline = True, perf_counter()
+            self._give_up(open_.bound)
 
     def _ample(self, family: _Family, root: Box) -> int | None:
         """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
@@ -194,7 +205,10 @@ class _Cheapest:
         if found is None:
             return None
         if not self._meet(family, root.least, found.choice):
+            if found.interrupted:
+                raise KeyboardInterrupt
             return found.bound
+        self.interrupted = found.interrupted
         if found.status != "optimal":
             self._give_up(found.bound)
         return None
@@ -332,7 +346,7 @@ class _Cheapest:
         if isinstance(found, Solution):
             self._meet(family, open_.box.least, in_full(found.choice, open_.kept))
             if found.interrupted:
-                self.deadline = perf_counter()
+                self.interrupted, self.deadline = True, perf_counter()
         bound = max(open_.bound, found.bound)
         if self._is_enough(bound) or bound > open_.at_most:
             return None
@@ -371,7 +385,8 @@ class _Cheapest:
         family, numbers, choice = self.best
         bound = self.cost if self.given_up is None else min(self.cost, self.given_up)
         status = "optimal" if self.cost - bound < self.tie else "feasible"
-        return Outcome(numbers, family.fixed(numbers), Solution(choice, self.cost, bound, status), self._shares())
+        solution = Solution(choice, self.cost, bound, status, self.interrupted)
+        return Outcome(numbers, family.fixed(numbers), solution, self._shares())
 
 
 def _fitting(problem: Problem, time_limit_s: float) -> tuple[int, ...] | None:
