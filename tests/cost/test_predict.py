@@ -12,8 +12,17 @@ from cost_truth import EAGER_STEPS
 
 from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup, gather_groups
+from autoplan.assignment.redistributions import redistributions
 from autoplan.cost.hardware import load_hardware
-from autoplan.cost.predict import Prediction, fallback_seconds, gathered_bytes, parameter_seconds, predict, prediction
+from autoplan.cost.predict import (
+    Prediction,
+    fallback_seconds,
+    gathered_bytes,
+    host_seconds,
+    parameter_seconds,
+    predict,
+    prediction,
+)
 from autoplan.cost.primitives import (
     accumulated_operands,
     node_seconds,
@@ -56,6 +65,22 @@ def test_eager_steps_are_near_the_measured(size: str, sharded: bool, ms: float, 
 def test_small_models_wait_for_the_host_and_large_ones_do_not() -> None:
     assert prediction(*measured_model("tiny", False), H200, BF16).host_s > 0
     assert prediction(*measured_model("1b", False), H200, BF16).host_s == 0
+
+
+def test_the_host_starts_ops_once_each_way_and_every_collective() -> None:
+    """Forward alone is half of an op; parameters that travel together are one collective."""
+    graph = llama_graph()
+    alone = replicated(graph, parse_mesh("4"))
+    ops_s = len(graph.nodes) * H200.host.op_s
+    assert host_seconds(alone, (), H200, BF16) == pytest.approx(ops_s)
+    assert host_seconds(alone, (), H200, Options(precision="bf16", mode="infer")) == pytest.approx(ops_s / 2)
+    split = data_parallel(graph, parse_mesh("4"), sharded=True)
+    groups = groups_of(split)
+    buckets = [bucket for group in groups for bucket in (*group.forward, *group.backward, *group.again)]
+    steps = [step for r in redistributions(split) for step in (*r.forward, *r.backward)]
+    assert steps and all(step.is_collective for step in steps) and all(bucket.is_collective for bucket in buckets)
+    expected = ops_s + (len(buckets) + len(steps)) * H200.host.redistribution_s
+    assert host_seconds(split, groups, H200, BF16) == pytest.approx(expected)
 
 
 def test_parts_sum_to_the_whole() -> None:
