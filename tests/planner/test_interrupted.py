@@ -1,4 +1,4 @@
-"""Ctrl-C ends a search with the best choice so far; time that one problem wants does not keep others from being looked at."""
+"""Ctrl-C ends a search with the best choice so far; a problem that is given up does not keep others from being looked at."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -141,12 +141,7 @@ def test_ctrl_c_while_nothing_better_is_known_keeps_what_was_found_before(monkey
     assert found.solution.interrupted and found.solution.status == "feasible"
 
 
-def test_what_takes_too_long_is_looked_at_again_when_the_others_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(answer: Solution, end: float) -> Solution:
-        sleep(max(0.0, end - perf_counter()))
-        return replace(answer, status="feasible", bound=answer.bound // 2)
-
-    monkeypatch.setattr(recompute, "FIRST_SHARE", 0.05)  # so that it is late soon
-    found, answers = searched(monkeypatch, late)
+def test_what_is_given_up_does_not_keep_the_others_from_being_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, answers = searched(monkeypatch, lambda answer, end: replace(answer, status="feasible", bound=answer.bound // 2))
     assert len(answers) > 1
-    assert found.solution.status == "optimal"
+    assert found.solution.status == "feasible" and not found.solution.interrupted

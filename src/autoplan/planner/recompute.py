@@ -35,9 +35,6 @@ from autoplan.planner.solver.search import UNLIMITED
 
 VENTURE, MARGIN = 0.02, 0.1  # of what is proved: how much more plans are looked for first, and how far bounds without limits reach
 FIRST_SHARE = 0.5  # of the time that is left: what single numbers may take while no plan is known
-ONE_OF_MANY = (
-    0.15  # the same where one is and others are still to be looked at: mostly these are soon done, then there is time for the hard ones
-)
 UNKNOWN = -(1 << 62)
 Kept = tuple[Array, ...]
 """By node, the strategies that a better plan may use."""
@@ -71,7 +68,6 @@ class _Open:
     kept: Kept = field(compare=False)
     shares: Mapping[str, Shares] = field(compare=False)
     at_most: int = field(compare=False)
-    again: bool = field(default=False, compare=False)  # its first time was over too soon
 
 
 def cheapest(
@@ -317,7 +313,7 @@ class _Cheapest:
         """The numbers of a box fixed, the cheapest choice."""
         family = open_.family
         problem = restricted(family.fixed(open_.box.least).problem, open_.kept)
-        share = 1.0 if open_.again or not self.open else FIRST_SHARE if self.best is None else ONE_OF_MANY
+        share = FIRST_SHARE if self.best is None and self.open else 1.0
         end = perf_counter() + self.left_s * share
         rest = [other.bound for other in self.open[:1]]
 
@@ -348,11 +344,7 @@ class _Cheapest:
             if found.interrupted:
                 self.interrupted, self.deadline = True, perf_counter()
         bound = max(open_.bound, found.bound)
-        if self._is_enough(bound) or bound > open_.at_most:
-            return None
-        if share == 1.0 or perf_counter() < end:
-            return self._give_up(bound)
-        return heapq.heappush(self.open, replace(open_, bound=bound, again=True))
+        return None if self._is_enough(bound) or bound > open_.at_most else self._give_up(bound)
 
     def _meet(self, family: _Family, numbers: Numbers, choice: Sequence[int]) -> bool:
         """Whether a choice fits with just so many copies; remembered if it is the best."""

@@ -109,7 +109,6 @@ def minimise_cost(
     search.proved = max(search.proved, search.proved if proved is None else proved)
     if known is not None and model.fits(known):
         search.best.meet(known, model.cost_of(known))
-        search.met = tuple(known) if outer else None  # the model is searched as it is
     try:
         return search.run(outer)
     except Infeasible:
