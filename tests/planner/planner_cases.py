@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoplan.cost.hardware import load_hardware
+from autoplan.graph import Graph
 from autoplan.models import gpt2, llama, mlp
 from autoplan.placement import parse_mesh
 from autoplan.plan.schema import Options, Plan
@@ -32,6 +34,19 @@ def llama_module() -> Module:
 
 def gpt2_module() -> Module:
     return gpt2.build(**GPT2)
+
+
+MODULES = {"mlp": mlp_module, "llama": llama_module, "gpt2": gpt2_module}
+
+
+@cache
+def module(name: str) -> Module:
+    return MODULES[name]()
+
+
+@cache
+def graph_of(name: str) -> Graph:
+    return capture_for(*module(name), request().options)
 
 
 class NoRule(nn.Module):

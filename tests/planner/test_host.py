@@ -4,41 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from random import Random
 
 import pytest
 import yaml
-from planner_cases import Module, gpt2_module, llama_module, mlp_module, planned, request
+from planner_cases import MODULES, graph_of, module, planned, request
 
 from autoplan.assignment.gathers import gather_groups
 from autoplan.cost.hardware import Host
 from autoplan.cost.predict import host_seconds
-from autoplan.graph import Graph
 from autoplan.planner.build import Built
 from autoplan.planner.overlap import cheapest_overlapped, host_of
-from autoplan.planner.pipeline import capture_for
 from autoplan.planner.problem import cost_of, is_feasible
 from autoplan.planner.remedies import problem_of
 from autoplan.planner.request import PlanRequest
 
 PINS = Path(__file__).parents[2] / "configs" / "pins"
-MODULES = {"mlp": mlp_module, "llama": llama_module, "gpt2": gpt2_module}
 TIME_LIMIT_S = 120.0
 PLANS = 40
 FAST, SLOW = Host(1e-6, 2e-6), Host(1e-3, 3e-3)  # a host that is done before these models' devices on the CPU, and one that is not
 BOTH = Host(0.8e-5, 2e-4)  # by its ops done before the devices, but with some collectives not
-
-
-@cache
-def module(name: str) -> Module:
-    return MODULES[name]()
-
-
-@cache
-def graph_of(name: str) -> Graph:
-    return capture_for(*module(name), request().options)
 
 
 def wanted(host: Host, memory_gib: float | None = None) -> PlanRequest:

@@ -15,9 +15,9 @@ from planner_cases import llama_module, request
 from random_models import tight_model
 
 from autoplan.planner import recompute
-from autoplan.planner.build import Built
+from autoplan.planner.build import Built, build_problem
 from autoplan.planner.pipeline import capture_for
-from autoplan.planner.problem import NoneCheaper, Solution
+from autoplan.planner.problem import NoneCheaper, Solution, evaluate
 from autoplan.planner.recompute import Outcome, cheapest, smallest
 from autoplan.planner.remedies import problem_of
 from autoplan.planner.solve import solve
@@ -84,25 +84,24 @@ def tight() -> tuple[Built, int]:
     ample = problem_of(graph, wanted)
     least, free = smallest(ample, wanted.limit_bytes, TIME_LIMIT_S), cheapest([ample], wanted.limit_bytes, TIME_LIMIT_S)
     assert least is not None and free is not None
-    peak = max(recompute.evaluate(free.built.problem, free.solution.choice).memory)
+    peak = max(evaluate(free.built.problem, free.solution.choice).memory)
     limit = int((0.6 * least.solution.cost + 0.4 * peak) * ample.problem.unit_bytes)
     return problem_of(graph, request(memory_gib=limit / 2**30)), limit
 
 
 def searched(monkeypatch: pytest.MonkeyPatch, one: Any) -> tuple[Outcome, list[Solution | NoneCheaper | None]]:
-    """What is found, and the answers for single numbers: `one(answer, end)` is put in place of the first that leaves a plan to be proved."""
+    """What is found, and the answers for single numbers: `one(answer)` is put in place of the first that leaves a plan to be proved."""
     start, limit = tight()
     answers: list[Solution | NoneCheaper | None] = []
     changed = False
 
     def answered(problem: Any, time_limit_s: float, **kwargs: Any) -> Solution | NoneCheaper | None:
         nonlocal changed
-        begin = perf_counter()
         answer = solve(problem, time_limit_s, **kwargs)
         if not problem.limits:
             return answer
         if isinstance(answer, Solution) and not changed:
-            changed, answer = True, one(answer, begin + time_limit_s)
+            changed, answer = True, one(answer)
         answers.append(answer)
         return answer
 
@@ -113,13 +112,11 @@ def searched(monkeypatch: pytest.MonkeyPatch, one: Any) -> tuple[Outcome, list[S
 
 
 def build_ahead(start: Built, limit: int) -> Built:
-    return recompute.build_problem(start.terms.ahead({}), limit)
+    return build_problem(start.terms.ahead({}), limit)
 
 
 def test_a_user_who_cuts_a_problem_short_cuts_all_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, answers = searched(
-        monkeypatch, lambda answer, end: replace(answer, status="feasible", bound=answer.bound // 2, interrupted=True)
-    )
+    found, answers = searched(monkeypatch, lambda answer: replace(answer, status="feasible", bound=answer.bound // 2, interrupted=True))
     assert isinstance(answers[-1], Solution) and answers[-1].interrupted, "nothing was asked any more"
     assert found.solution.status == "feasible" and found.solution.interrupted
 
@@ -142,6 +139,6 @@ def test_ctrl_c_while_nothing_better_is_known_keeps_what_was_found_before(monkey
 
 
 def test_what_is_given_up_does_not_keep_the_others_from_being_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, answers = searched(monkeypatch, lambda answer, end: replace(answer, status="feasible", bound=answer.bound // 2))
+    found, answers = searched(monkeypatch, lambda answer: replace(answer, status="feasible", bound=answer.bound // 2))
     assert len(answers) > 1
     assert found.solution.status == "feasible" and not found.solution.interrupted
