@@ -5,7 +5,8 @@
 On one GPU, plans for the mesh 1. One JSON line per redistribution: microseconds of the host of a step forward and of one backward, median
 of `RUNS` chains of `CHAIN`, through the runtime's own autograd function and process group (of one rank, so that nothing travels, but
 all that the host does is done). One per plan, eager and compiled: ms of the host and of the whole in forward, backward and optimizer's step,
-medians, the ops that the graph has and the functions and parameters of the program; and the same of the module by itself, eager.
+medians, the ops that the graph has and the functions and parameters of the program; and the same of the module by itself: eager, its
+layers compiled one by one, and compiled as a whole.
 """
 
 from __future__ import annotations
@@ -107,16 +108,19 @@ def _host(run: Callable[[], Any]) -> float:
 
 
 def steps(path: str) -> Iterator[dict[str, Any]]:
-    """A line for the plain module, one for eager steps of the plan, and one for compiled ones."""
+    """A line for each way to run the plain module, one for eager steps of the plan, and one for compiled ones."""
     plan = load_plan(path)
     target = load_target(
         plan.model.target, plan.model.set, batch=plan.model.batch, seq=plan.model.seq, mode="train", base=Path(path).parent
     )
     facts = {"model": plan.model.target.rpartition(":")[0].rpartition(".")[2], "plan": Path(path).name}
-    plain = build_on(target, "cpu", 0)
-    plain.module.to("cuda", torch.bfloat16)
-    inputs = [leaf.to("cuda") for leaf in plain.args]
-    yield facts | {"way": "plain"} | _step_times(plain.module, torch.optim.AdamW(plain.module.parameters(), 1e-4, fused=True), inputs)
+    for way in ("plain", "plain, layers compiled", "plain, compiled"):
+        plain = build_on(target, "cpu", 0)
+        plain.module.to("cuda", torch.bfloat16)
+        inputs = [leaf.to("cuda") for leaf in plain.args]
+        for module in {"plain": [], "plain, layers compiled": plain.module.layers, "plain, compiled": [plain.module]}[way]:
+            module.compile(dynamic=False)
+        yield facts | {"way": way} | _step_times(plain.module, torch.optim.AdamW(plain.module.parameters(), 1e-4, fused=True), inputs)
     for compiled in (False, True):
         built = build_on(target, "cpu", 0)
         mesh = torch.distributed.device_mesh.init_device_mesh("cuda", (1,), mesh_dim_names=plan.mesh.names)

@@ -6,7 +6,7 @@
 The first on one GPU, bf16. One JSON line per op: its shape, the median of milliseconds of forward and of backward over as many runs as
 fit into `--seconds`, and the same of the first 5 runs; of attention also `among_*`: three products of 8B's width before each run, not
 timed, since in a step a device comes from these. Attention with as many key heads as query heads and with fewer, products of layers and
-of the head, fused AdamW. The second prints a table of such a file, with what the hardware profile predicts.
+of the head, fused AdamW; `--only attention` measures that alone. The second prints a table of such a file, with what the hardware profile predicts.
 """
 
 from __future__ import annotations
@@ -43,6 +43,15 @@ ATTENTION = [  # batch, query heads, key heads, length, head size
     (1, 8, 8, 8192, 128),
     (4, 32, 32, 2048, 128),
     (2, 16, 8, 4096, 256),
+    (32, 25, 25, 1024, 64),  # GPT-2 XL
+]
+DROPPING = [  # the same, a tenth of the weights dropped
+    (32, 25, 25, 1024, 64),
+    (8, 12, 12, 1024, 64),  # GPT-2
+    (8, 12, 12, 512, 64),
+    (4, 32, 32, 4096, 64),
+    (4, 16, 16, 2048, 128),
+    (2, 32, 32, 8192, 128),
 ]
 PRODUCTS = [  # rows, from, to
     (16384, 4096, 4096),  # Llama 8B with 2 x 8192 tokens, its head, the head of 1.5B with 4 x 4096
@@ -88,6 +97,7 @@ def main() -> None:
     what.add_argument("--out", help="measure, and write lines to this file")
     what.add_argument("--table", help="print the lines of this file beside predictions")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each op")
+    parser.add_argument("--only", choices=["attention"], help="leave the other ops out")
     parser.add_argument("--hardware", default="h200-sxm")
     options = parser.parse_args()
     if options.table:
@@ -95,22 +105,28 @@ def main() -> None:
         return
     facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     with open(options.out, "w") as out:
-        for line in measured(options.seconds):
+        for line in measured_attention(options.seconds) if options.only else measured(options.seconds):
             print(json.dumps(facts | line), file=out, flush=True)
             print(json.dumps(line), flush=True)
 
 
-def measured(seconds: float) -> Iterator[dict[str, Any]]:
-    """A line for each op."""
+def measured_attention(seconds: float) -> Iterator[dict[str, Any]]:
+    """A line for each shape of attention."""
     products = [_random((16384, 4096)), _random((14336, 4096))]
-    for batch, heads, key_heads, length, size in ATTENTION:
+    for dropout, (batch, heads, key_heads, length, size) in [*((0.0, s) for s in ATTENTION), *((0.1, s) for s in DROPPING)]:
         tensors = [_random((batch, length, count, size), heads_first=True) for count in (heads, key_heads, key_heads)]
-        yield {"op": "attention", "shape": [batch, heads, key_heads, length, size]} | _both(
-            lambda tensors=tensors, shared=key_heads < heads: F.scaled_dot_product_attention(*tensors, is_causal=True, enable_gqa=shared),
+        options = {"dropout_p": dropout, "is_causal": True, "enable_gqa": key_heads < heads}
+        yield {"op": "attention", "shape": [batch, heads, key_heads, length, size], "dropout": dropout} | _both(
+            lambda tensors=tensors, options=options: F.scaled_dot_product_attention(*tensors, **options),
             tensors,
             seconds,
             among=lambda: [F.linear(*products) for _ in range(3)],
         )
+
+
+def measured(seconds: float) -> Iterator[dict[str, Any]]:
+    """A line for each op."""
+    yield from measured_attention(seconds)
     for rows, before, after in PRODUCTS:
         tensors = [_random((rows, before)), _random((after, before))]
         yield {"op": "product", "shape": [rows, before, after]} | _both(lambda tensors=tensors: F.linear(*tensors), tensors, seconds)
@@ -167,12 +183,12 @@ def print_table(path: Path, hardware: Hardware) -> None:
     """The lines of a file beside predictions, in ms, the errors against `among_*` where it is there."""
     print("| | forward | among products | predicted | | backward | among products | predicted | |\n|---|---|---|---|---|---|---|---|---|")
     for row in map(json.loads, path.read_text().splitlines()):
-        name = f"{row['op']} {' x '.join(map(str, row['shape']))}"
+        name = f"{row['op']} {' x '.join(map(str, row['shape']))}{', dropout' if row.get('dropout') else ''}"
         if row["op"] == "adamw":
             predicted = 1e3 * _adamw_bytes(row["shape"][0]) / hardware.compute.optimizer_bytes_per_s
             print(f"| {name} | {_beside(row['ms'], None, predicted)} | | | | |")
             continue
-        cost = call_seconds(_call(row["op"], row["shape"]), hardware)
+        cost = call_seconds(_call(row["op"], row["shape"], row.get("dropout", 0.0)), hardware)
         predicted = {"forward": 1e3 * cost.forward_s, "backward": 1e3 * cost.backward_s}
         cells = [_beside(row[f"{way}_ms"], row.get(f"among_{way}_ms"), ms) for way, ms in predicted.items()]
         print(f"| {name} | {' | '.join(cells)} |")
@@ -190,12 +206,12 @@ def _random(shape: tuple[int, ...], *, heads_first: bool = False) -> Tensor:
     return (found.transpose(1, 2) if heads_first else found).requires_grad_()
 
 
-def _call(op: str, shape: list[int]) -> Call:
+def _call(op: str, shape: list[int], dropout: float) -> Call:
     """The call that a line is about."""
     if op == "attention":
         batch, heads, key_heads, length, size = shape
         shapes = [(batch, count, length, size) for count in (heads, key_heads, key_heads)]
-        keywords: dict[str, Any] = {"is_causal": True, "enable_gqa": key_heads < heads}
+        keywords: dict[str, Any] = {"dropout_p": dropout, "is_causal": True, "enable_gqa": key_heads < heads}
         name, out = "scaled_dot_product_attention", shapes[0]
     else:
         rows, before, after = shape

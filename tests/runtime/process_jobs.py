@@ -222,6 +222,33 @@ def compiled_pieces(build: Seeded, plan: Plan) -> CompiledRun:
     )
 
 
+def compiled_draws(build: Seeded, plan: Plan) -> tuple[list[list[float]], float, int]:
+    """The losses of three steps eager and compiled with full graphs, the largest difference of any gradient, and graph breaks.
+
+    The second step may compile again, since seeds have changed; the third must not. The default generator is left as it was.
+    """
+    losses: list[list[float]] = []
+    gradients = []
+    torch._dynamo.utils.counters.clear()
+    before = torch.get_rng_state()
+    for use in (False, True):
+        module, model, mesh = parallel(build, plan)
+        if use:
+            local_forward(module).compile(backend="aot_eager", fullgraph=True)
+        inputs = autoplan.shard_inputs(plan, mesh, model.args)
+        losses.append([])
+        for step in range(3):
+            module.zero_grad()
+            with torch._dynamo.config.patch(error_on_recompile=step > 1):
+                loss = module(*inputs)
+                loss.backward()
+            losses[-1].append(loss.item())
+        gradients.append([p.grad.to_local().clone() for p in module.parameters() if isinstance(p.grad, DTensor)])
+    assert torch.equal(before, torch.get_rng_state())
+    difference = max((a - b).abs().max().item() for a, b in zip(*gradients, strict=True))
+    return losses, difference, sum(torch._dynamo.utils.counters["graph_break"].values())
+
+
 def accumulated(build: Seeded, plan: Plan) -> list[Tensor]:
     """Gradients of two forwards whose losses go back together, and of a third on top."""
     module, model, mesh = parallel(build, plan)

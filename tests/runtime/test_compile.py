@@ -7,12 +7,15 @@ from dataclasses import replace
 import process_jobs
 import pytest
 import torch
-from runtime_cases import TINY, Seeded, graph_of, plan_of
+from runtime_cases import GPT2, TINY, Seeded, graph_of, mesh_of, plan_of
 from test_program import fully_sharded
 from torch import fx, nn
 
 from autoplan.graph.segments import find_segments
+from autoplan.placement import Shard
 from autoplan.plan.schema import RecomputeLine
+from autoplan.rules import call_of, localize, strategies_of
+from autoplan.runtime.parts import LocalImplementation
 from autoplan.runtime.pieces import Function
 from autoplan.runtime.pool import WorkerPool
 
@@ -31,6 +34,38 @@ def test_layers_are_compiled_once_and_gather_as_in_eager(pool: WorkerPool, recom
         assert found.difference < 1e-5  # fp32
         assert found.gathers == (3 + 2 * 3, 3 + 2 * 3)  # embedding, norm and head; each layer twice
         assert (found.graphs, found.breaks) == (graphs, 0)
+
+
+@pytest.mark.parametrize("recomputed", [0, 1], ids=["kept", "recomputed"])
+def test_dropout_draws_the_same_numbers_as_in_eager(pool: WorkerPool, recomputed: int) -> None:
+    """Of hidden values, each with a generator of its own, and in attention, which draws from the default generator."""
+    assignment = fully_sharded(graph_of(GPT2))
+    plan = plan_of(assignment, GPT2().module, recomputed=find_segments(assignment.graph, {"layers"})[:recomputed])
+    if recomputed:
+        plan = replace(plan, recompute={"layers.*": RecomputeLine(recomputed, 2, "full")})
+    found = pool.run(process_jobs.compiled_draws, GPT2, plan)
+    for (eager, compiled), difference, breaks in found:
+        assert compiled == pytest.approx(eager, rel=1e-6)  # fp32
+        assert len(set(eager)) == 3  # steps draw other numbers
+        assert difference < 1e-5
+        assert breaks == 0
+
+
+def test_what_draws_as_different_shards_by_default_is_not_compiled() -> None:
+    """One seed of the default generator cannot serve both."""
+    call = call_of(graph_of(GPT2), next(node for node in graph_of(GPT2).nodes if node.name == "aten.scaled_dot_product_attention"))
+    whole, split = (
+        LocalImplementation(localize(call, strategy, mesh_of(2), torch.device("cpu")), 0)
+        for cut in (False, True)
+        for strategy in [next(s for s in strategies_of(call, mesh_of(2)) if isinstance(s.makes[0][0], Shard) == cut)]
+    )
+    for drawing, compiles in (((whole, whole), True), ((split, split), True), ((whole, split), False)):
+        graph = fx.Graph()
+        graph.placeholder("local")
+        graph.output(())
+        function = Function(fx.GraphModule(nn.Module(), graph), None, drawing)
+        function.compile(backend="eager")
+        assert function.is_compiled == compiles
 
 
 def test_functions_of_any_number_are_compiled_each_for_itself() -> None:

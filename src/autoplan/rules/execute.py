@@ -15,8 +15,9 @@ from autoplan.collectives import Collectives
 from autoplan.graph.ir import map_refs
 from autoplan.graph.ops import call_functional, resolve, written_arguments
 from autoplan.placement import Mesh, forward_of, local_shape
-from autoplan.rules.registry import LocalCall, local_implementation, rule_of
+from autoplan.rules.registry import LocalCall, draws_by_default_generator, local_implementation, rule_of
 from autoplan.rules.row import Call, Strategy
+from autoplan.rules.seeds import default_generator_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,25 @@ class LocalOp:
         """Whether the target is a plain op, to be called with `args` and `kwargs`."""
         return self.strategy.local is None
 
+    @property
+    def draws_by_default_generator(self) -> bool:
+        """Whether it draws random numbers from the default generator, which `run` seeds for it."""
+        return self.strategy.local is not None and draws_by_default_generator(self.strategy.local, self.call)
+
     def run(self, operands: Sequence[Tensor], group: Collectives, seed: int | Callable[[], int] = 0) -> Any:
         """The local output of the op on this rank, differentiable."""
         args = map_refs(self.args, lambda ref: operands[ref.value])
         kwargs = map_refs(dict(self.kwargs), lambda ref: operands[ref.value])
         if self.is_plain:
             return call_functional(self.target, self.written, args, kwargs)
-        return self.target(LocalCall(args, kwargs, self.call, self.strategy, self.mesh, group, seed if callable(seed) else lambda: seed))
+        local = LocalCall(args, kwargs, self.call, self.strategy, self.mesh, group, seed if callable(seed) else lambda: seed)
+        if not self.draws_by_default_generator or torch.compiler.is_compiling():  # then it is seeded for the whole of what is compiled
+            return self.target(local)
+        with default_generator_of(local.seed, local.shard, self._device_of(operands)):
+            return self.target(local)
+
+    def _device_of(self, operands: Sequence[Tensor]) -> torch.device:
+        return operands[0].device if operands else torch.device(self.kwargs.get("device") or "cpu")
 
 
 def localize(call: Call, strategy: Strategy, mesh: Mesh, device: torch.device | None = None) -> LocalOp:

@@ -13,6 +13,7 @@ from torch import Tensor
 from autoplan.collectives import Collectives
 from autoplan.placement import Mesh, Placements, Shard, forward_of, local_shape
 from autoplan.rules.row import Call, Row, Strategy, TensorSpec
+from autoplan.rules.seeds import shard_number
 
 Shapes = tuple[tuple[int, ...], ...]
 RowsOf = Callable[[Call], Iterable[Row]]
@@ -39,6 +40,11 @@ class LocalCall:
     def seed(self) -> int:
         """Differs from op to op and from step to step, equal on all ranks. Only random ops ask: what changes with the step is compiled again."""
         return self.draw_seed()
+
+    @property
+    def shard(self) -> int:
+        """Which shard of its first output this rank makes, for random numbers: equal on ranks that hold the same values."""
+        return shard_number(self.strategy.makes[0], self.mesh, self.group.coordinate)
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at `position`, or by `name`, or its default; tensors are local."""
@@ -113,6 +119,7 @@ class Rule:
 _RULES: dict[str, Rule] = {}
 _TAGGED: dict[torch.Tag, RowsOf] = {}
 _LOCALS: dict[str, LocalImplementation] = {}
+_BY_DEFAULT_GENERATOR: dict[str, Callable[[Call], bool]] = {}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -146,13 +153,18 @@ def rule_of_tag(tag: torch.Tag) -> Callable[[RowsOf], RowsOf]:
     return register
 
 
-def local(name: str) -> Callable[[LocalImplementation], LocalImplementation]:
-    """Register the decorated function as the local implementation `name`; a second one raises ValueError, as for `rule`."""
+def local(name: str, *, by_default_generator: Callable[[Call], bool] | None = None) -> Callable[[LocalImplementation], LocalImplementation]:
+    """Register the decorated function as the local implementation `name`; a second one raises ValueError, as for `rule`.
+
+    `by_default_generator` tells of which calls it draws random numbers from the default generator, which is then seeded for it.
+    """
 
     def register(implementation: LocalImplementation) -> LocalImplementation:
         if name in _LOCALS and not _same_source(_LOCALS[name], implementation):
             raise ValueError(f"local implementation {name} exists already")
         _LOCALS[name] = implementation
+        if by_default_generator is not None:
+            _BY_DEFAULT_GENERATOR[name] = by_default_generator
         return implementation
 
     return register
@@ -195,9 +207,17 @@ def local_implementation(name: str) -> LocalImplementation:
     return _LOCALS[name]
 
 
+def draws_by_default_generator(name: str, call: Call) -> bool:
+    """Whether the local implementation `name` of a call draws random numbers from the default generator."""
+    return name in _BY_DEFAULT_GENERATOR and _BY_DEFAULT_GENERATOR[name](call)
+
+
 def all_rules() -> tuple[Rule, ...]:
     """Every rule registered by name, by op name; pointwise ops known by their tag are not listed."""
     return tuple(_RULES[op] for op in sorted(_RULES))
 
 
-__all__ = ["LocalCall", "Rule", "TensorSpec", "all_rules", "local", "local_implementation", "rule", "rule_of", "rule_of_tag"]
+__all__ = [
+    "LocalCall", "Rule", "TensorSpec", "all_rules", "draws_by_default_generator", "local", "local_implementation", "rule", "rule_of",
+    "rule_of_tag",
+]  # fmt: skip

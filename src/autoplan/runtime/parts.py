@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoplan.collectives import Collectives
 from autoplan.collectives.redistribute import redistribute_by
 from autoplan.graph.ops import resolve
-from autoplan.placement import Mesh, Placements
+from autoplan.placement import Mesh, Placements, Shard
 from autoplan.redistribution import transition
 from autoplan.rules import LocalOp
+from autoplan.rules.seeds import shard_number
 from autoplan.runtime.run import Local, Run
 
 
@@ -52,6 +54,15 @@ class LocalImplementation(nn.Module):
     def draws(self) -> bool:
         """Whether it draws random numbers."""
         return torch.Tag.nondeterministic_seeded in resolve(self.op.call.op).tags
+
+    @property
+    def shards(self) -> tuple[bool, ...]:
+        """Which axes cut its first output."""
+        return tuple(isinstance(placement, Shard) for placement in self.op.strategy.makes[0])
+
+    def shard(self, group: Collectives) -> int:
+        """Which shard of that this rank makes."""
+        return shard_number(self.op.strategy.makes[0], self.op.mesh, group.coordinate)
 
     @property
     def key(self) -> str:

@@ -6,18 +6,22 @@ what tells them apart, tensors and seeds, are its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
 from autoplan.graph.ir import Graph
 from autoplan.graph.segments import Segment
+from autoplan.rules.seeds import default_generator_of
 from autoplan.runtime.parts import LocalImplementation
 from autoplan.runtime.run import Local, Run
 
@@ -48,18 +52,19 @@ class Function:
     """What pieces that compute the same run: `function(local, *tensors)` gives the tensors that others read.
 
     `again` is the part of it that backward runs once more where activations are recomputed, with the same arguments; None where
-    they are kept. `draws` tells that it draws random numbers, by seeds that differ from call to call.
+    they are kept. `drawing` are its parts that draw random numbers, by seeds that differ from call to call.
     """
 
-    def __init__(self, forward: fx.GraphModule, again: fx.GraphModule | None, draws: bool = False) -> None:
+    def __init__(self, forward: fx.GraphModule, again: fx.GraphModule | None, drawing: Sequence[LocalImplementation] = ()) -> None:
         self.forward = forward
-        self.draws = draws
         self.again = again
+        self.drawing = drawing
         self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
 
     def __call__(self, local: Local, *tensors: Tensor) -> tuple[Tensor, ...]:
         if self._compiled is not None:
-            return self._compiled(local, *tensors)
+            with self._default_generator(local, tensors):
+                return self._compiled(local, *tensors)
         if self.again is None or not torch.is_grad_enabled():
             return self.forward(local, *tensors)
         return checkpoint(
@@ -67,7 +72,13 @@ class Function:
         )
 
     def compile(self, **options: Any) -> None:
-        """Run through torch.compile from now on; recomputation is a part of what is compiled."""
+        """Run through torch.compile from now on; recomputation is a part of what is compiled.
+
+        What is compiled cannot seed the default generator, which is seeded before it. Where two parts draw from it as different
+        shards, one seed will not do, and the function stays as it is.
+        """
+        if len({part.shards for part in self._by_default_generator}) > 1:
+            return
         forward, recomputes = self.forward, self.again is not None
 
         def function(local: Local, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -75,8 +86,32 @@ class Function:
                 return forward(local, *tensors)
             return checkpoint(lambda *given: forward(local, *given), *tensors, use_reentrant=False, preserve_rng_state=False)
 
-        dynamic = None if self.draws else False  # sizes are the plan's; of seeds the second is compiled as any number
+        dynamic = None if self.drawing else False  # sizes are the plan's; of seeds the second is compiled as any number
         self._compiled = torch.compile(_with_own_code(cast(FunctionType, function)), **({"dynamic": dynamic} | options))
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it runs through torch.compile."""
+        return self._compiled is not None
+
+    @cached_property
+    def _by_default_generator(self) -> list[LocalImplementation]:
+        return [part for part in self.drawing if part.op.draws_by_default_generator]
+
+    @contextmanager
+    def _default_generator(self, local: Local, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """The default generator as the first part that draws from it wants it, if there is one.
+
+        What is recomputed draws again from the state that this generator had: "graph-safe" states would be those of generators that
+        torch.compile makes, which are not seeded.
+        """
+        part = next(iter(self._by_default_generator), None)
+        if part is None:
+            yield
+            return
+        seeded = default_generator_of(local.node_seed(part.node), part.shard(local.group), tensors[0].device)
+        with seeded, functorch_config.patch(graphsafe_rng_functionalization=False) if self.again else nullcontext():
+            yield
 
 
 _numbers = count()
@@ -122,7 +157,7 @@ class PieceGraph:
         self.local = self.fx.placeholder("local")
         self.inputs: dict[Any, fx.Node] = {}
         self.outputs: dict[fx.Node, int] = {}
-        self.draws = False
+        self.drawing: list[LocalImplementation] = []
         self._last_input = self.local
         self._key: list[str] = []
         self._number: dict[fx.Node, int] = {self.local: 0}
@@ -145,7 +180,8 @@ class PieceGraph:
     def part(self, name: str, part: nn.Module, tensors: Sequence[fx.Node]) -> fx.Node:
         """A call of a part, which has a `key`."""
         self.root.add_module(name, part)
-        self.draws = self.draws or (isinstance(part, LocalImplementation) and part.draws)
+        if isinstance(part, LocalImplementation) and part.draws:
+            self.drawing.append(part)
         node = self.fx.create_node("call_module", name, (self.local, *tensors), {}, name)
         self._note(node, f"{part.key} {[self._number[tensor] for tensor in tensors]}")
         return node
@@ -164,7 +200,7 @@ class PieceGraph:
         if key not in shared:
             self.fx.output(tuple(self.outputs))
             again = None if until is None else fx.GraphModule(self.root, self._first(until), f"{name}Again")
-            shared[key] = Function(fx.GraphModule(self.root, self.fx, name), again, self.draws)
+            shared[key] = Function(fx.GraphModule(self.root, self.fx, name), again, self.drawing)
         return shared[key]
 
     def _first(self, until: int) -> fx.Graph:

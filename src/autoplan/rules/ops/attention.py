@@ -11,7 +11,6 @@ from torch import Tensor
 
 from autoplan.placement import Placement, R, Shard
 from autoplan.rules.ops.dims import aligned, groups_of, index_tensor, shard_or_whole
-from autoplan.rules.ops.seeds import seeded
 from autoplan.rules.registry import LocalCall, local, rule
 from autoplan.rules.row import Call, Row
 
@@ -28,12 +27,12 @@ def attention(call: Call) -> Iterator[Row]:
     S(2,g)    R         R         S(2,g)  -> S(2,g)    queries; causal: the mask begins at the rank's first query (local)
 
     Left out: keys split along S (ring attention) and F split along v (repeats all of q k^T on each rank). With dropout
-    every row, also the all-R one, runs the local implementation, which seeds the generator.
+    every row, also the all-R one, runs the local implementation, for which the default generator is seeded.
     """
     q, k, v = call.operands[:3]
     mask = call.operands[3] if len(call.operands) > 3 else None
     out = call.outputs[0]
-    random = "attention" if call.arg(4, "dropout_p", 0.0) > 0 else None
+    random = "attention" if _drops(call) else None
     causal = bool(call.arg(5, "is_causal", False))
     heads, queries = q.ndim - 3, q.ndim - 2
     ratio = call.uncut_shape(0)[heads] // call.uncut_shape(1)[heads] if heads >= 0 and call.uncut_shape(1)[heads] else 1
@@ -63,7 +62,11 @@ def attention(call: Call) -> Iterator[Row]:
         yield row(queries, groups, False, "attention" if causal else None)
 
 
-@local("attention")
+def _drops(call: Call) -> bool:
+    return call.arg(4, "dropout_p", 0.0) > 0
+
+
+@local("attention", by_default_generator=_drops)
 def local_attention(call: LocalCall) -> Tensor:
     """Attention of this rank's queries and heads; gradients of whole k and v come out as partial sums.
 
@@ -88,10 +91,7 @@ def local_attention(call: LocalCall) -> Tensor:
         "scale": call.kwargs.get("scale"),
         "enable_gqa": gqa,
     }
-    if not dropout:
-        return F.scaled_dot_product_attention(q, k, v, **options)
-    with seeded(call, q.device):
-        return F.scaled_dot_product_attention(q, k, v, **options)
+    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 def _own_heads(call: LocalCall, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor, bool]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from autoplan.placement import P, R, Shard
 from autoplan.rules.execute import torch_op
 from autoplan.rules.ops.dims import same_dims
-from autoplan.rules.ops.seeds import generator, keep_mask, seeded, shard_number
 from autoplan.rules.registry import LocalCall, local, rule
 from autoplan.rules.row import Call, Row
+from autoplan.rules.seeds import generator, keep_mask
 
 
 @rule("aten.dropout", "aten.native_dropout")
@@ -39,7 +39,7 @@ def dropout(call: Call) -> Iterator[Row]:
 def local_dropout(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
     """Dropout with this shard's own mask."""
     x, p = call.arg(0, "input"), call.arg(1, "p")
-    keep = keep_mask(x.detach(), p, call.seed, shard_number(call))
+    keep = keep_mask(x.detach(), p, call.seed, call.shard)
     y = x * keep * (1 / (1 - p) if p < 1 else 0.0)
     return (y, keep) if len(call.call.outputs) == 2 else y
 
@@ -73,7 +73,7 @@ def local_random_factory(call: LocalCall) -> Tensor:
     name, shape = call.call.op.split(".")[1], call.output_shape(0)
     device = torch.device(call.kwargs.get("device") or (call.args[0].device if name.endswith("_like") else "cpu"))
     dtype = getattr(torch, call.call.outputs[0].dtype)
-    draws = generator(call.seed, shard_number(call), device)
+    draws = generator(call.seed, call.shard, device)
     if name in _OF_SHAPE:
         return getattr(torch, _OF_SHAPE[name])(shape, generator=draws, dtype=dtype, device=device)
     if name == "normal":
@@ -98,9 +98,7 @@ def drawn(call: Call) -> Iterator[Row]:
             yield Row(row.ins, row.outs, local="drawn")
 
 
-@local("drawn")
+@local("drawn", by_default_generator=lambda call: True)
 def local_drawn(call: LocalCall) -> Tensor:
-    """The op itself under the shard's seed."""
-    device = next((arg.device for arg in call.args if isinstance(arg, Tensor)), torch.device(call.kwargs.get("device") or "cpu"))
-    with seeded(call, device):
-        return torch_op(call.call.op)(*call.args, **call.kwargs)
+    """The op itself."""
+    return torch_op(call.call.op)(*call.args, **call.kwargs)

@@ -9,23 +9,26 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from autoplan.placement import Shard
-from autoplan.rules.registry import LocalCall
+from autoplan.placement import Mesh, Placements, Shard
 
 _DEFAULT_GENERATOR = threading.Lock()  # simulated ranks share it
 
 
-def shard_number(call: LocalCall) -> int:
-    """Which shard of the first output this rank holds; R and P axes do not count."""
+def shard_number(placements: Placements, mesh: Mesh, coordinate: tuple[int, ...]) -> int:
+    """Which shard of a value the rank at `coordinate` holds; R and P axes do not count."""
     number = 0
-    for placement, n, index in zip(call.strategy.makes[0], call.mesh.shape, call.group.coordinate, strict=True):
+    for placement, n, index in zip(placements, mesh.shape, coordinate, strict=True):
         number = number * n + (index if isinstance(placement, Shard) else 0)
     return number
 
 
 def generator(seed: int, shard: int, device: torch.device) -> torch.Generator:
     """The generator of a shard's numbers."""
-    return torch.Generator(device).manual_seed(_mix(_mix(seed) + shard) >> 1)  # torch takes 63 bits
+    return torch.Generator(device).manual_seed(_shard_seed(seed, shard))
+
+
+def _shard_seed(seed: int, shard: int) -> int:
+    return _mix(_mix(seed) + shard) >> 1  # torch takes 63 bits
 
 
 def _mix(value: int) -> int:
@@ -50,21 +53,20 @@ def _drawn(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
     return mask.bernoulli_(1 - p, generator=generator(seed, shard, x.device))
 
 
-_keep_mask = torch.library.custom_op("autoplan::keep_mask", _drawn, mutates_args=())
-
-
-@_keep_mask.register_fake
-def _(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
-    return torch.empty(x.shape, dtype=torch.bool, device=x.device)
+_LIBRARY = torch.library.Library("autoplan", "FRAGMENT")
+_LIBRARY.define("keep_mask(Tensor x, float p, SymInt seed, SymInt shard) -> Tensor")
+_LIBRARY.impl("keep_mask", _drawn, "CompositeExplicitAutograd")  # not `custom_op`, whose wrappers take the host longer than the drawing
+torch.library.register_fake("autoplan::keep_mask", lambda x, p, seed, shard: torch.empty_like(x, dtype=torch.bool), lib=_LIBRARY)
+_keep_mask = torch.ops.autoplan.keep_mask.default
 
 
 @contextmanager
-def seeded(call: LocalCall, device: torch.device) -> Iterator[None]:
-    """The default generator of `device` seeded for this shard, put back afterwards: for ops that take no generator."""
+def default_generator_of(seed: int, shard: int, device: torch.device) -> Iterator[None]:
+    """The default generator of `device` seeded for a shard, put back afterwards: for ops that take no generator."""
     default = torch.cuda.default_generators[torch.cuda.current_device()] if device.type == "cuda" else torch.default_generator
     with _DEFAULT_GENERATOR:
         before = default.get_state()
-        default.manual_seed(generator(call.seed, shard_number(call), torch.device("cpu")).initial_seed())
+        default.manual_seed(_shard_seed(seed, shard))
         try:
             yield
         finally:
