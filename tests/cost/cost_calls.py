@@ -29,8 +29,16 @@ def linear(m: int, k: int, n: int, *, x_grad: bool = True, w_grad: bool = True) 
 
 
 def attention(
-    batch: int, heads: int, queries: int, keys: int | None = None, *, kv_heads: int | None = None, size: int = 128, causal: bool = True
+    batch: int,
+    heads: int,
+    queries: int,
+    keys: int | None = None,
+    *,
+    kv_heads: int | None = None,
+    size: int = 128,
+    causal: bool = True,
+    dropout: float = 0.0,
 ) -> Call:
     q = tensor(batch, heads, queries, size)
     k = tensor(batch, kv_heads or heads, keys or queries, size)
-    return call("scaled_dot_product_attention", q, k, k, out=q, is_causal=causal)
+    return call("scaled_dot_product_attention", q, k, k, out=q, is_causal=causal, dropout_p=dropout)

@@ -43,3 +43,4 @@ COMPILED_STEPS = (  # our runtime on two of them (benchmarks/runtime/README.md):
 )
 COMPILED_ALONE = ((False, 135.1, 20.7), (True, 159.2, 12.5))  # Llama 1.5B, 2 x 4096 on one: whether all layers recompute, ms, GiB
 COMPILED_BY_HAND = (("1b", 145.2, 15.3), ("8b_l8", 239.4, 17.9))  # FSDP2 on four, head and loss compiled too: size, ms, GiB
+GPT2_XL_STEPS = ((True, 671.7, 95.3), (False, 780.9, 107.3))  # 32 x 1024 tokens on one H200: whether compiled, ms, GiB

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from cost_calls import H200
 from cost_models import TINY_GPT2, TINY_LLAMA, TRUTH_MODELS, captured, data_parallel, llama_graph, replicated
-from cost_truth import COMPILED_ALONE, COMPILED_BY_HAND, COMPILED_STEPS
+from cost_truth import COMPILED_ALONE, COMPILED_BY_HAND, COMPILED_STEPS, GPT2_XL_STEPS
 from torch import Tensor, nn
 from torch_partitions import kept_by_torch, repeated_by_torch
 
@@ -53,12 +53,12 @@ def of_plan(name: str, options: Options) -> Prediction:
     return prediction(assignment, groups, H200, options, segments, recomputed)
 
 
-def of_assignment(assignment: Assignment, *, recomputes: bool = False, prefetch: int = 0) -> Prediction:
+def of_assignment(assignment: Assignment, options: Options = COMPILED, *, recomputes: bool = False, prefetch: int = 0) -> Prediction:
     graph = assignment.graph
     segments = block_segments(graph)
     recomputed = segments if recomputes else ()
     groups = gather_groups(assignment, foldable_prefixes(find_blocks(graph)), recomputed=recomputed, prefetch=prefetch)
-    return prediction(assignment, groups, H200, COMPILED, segments, recomputed)
+    return prediction(assignment, groups, H200, options, segments, recomputed)
 
 
 @pytest.mark.parametrize(("name", "ms", "gib"), COMPILED_STEPS)
@@ -81,6 +81,15 @@ def test_compiled_steps_of_one_device_are_near_the_measured(recomputes: bool, ms
 def test_compiled_steps_of_hand_written_code_are_near_the_measured(size: str, ms: float, gib: float) -> None:
     """FSDP2 gathers ahead as our runtime does. The same tolerances as above."""
     found = of_assignment(data_parallel(captured(llama, TRUTH_MODELS[size]), parse_mesh("4"), sharded=True), prefetch=1)
+    assert found.memory.peak / 2**30 == pytest.approx(gib, rel=0.05)
+    assert 1e3 * found.step_s == pytest.approx(ms, rel=0.04)
+
+
+@pytest.mark.parametrize(("compiled", "ms", "gib"), GPT2_XL_STEPS)
+def test_steps_of_gpt2_are_near_the_measured(compiled: bool, ms: float, gib: float) -> None:
+    """Dropout in attention and everywhere else, LayerNorm, biases, GELU: all that no Llama has. The same tolerances as above."""
+    graph = captured(gpt2, {"n_layers": 48, "dim": 1600, "n_heads": 25, "batch": 32, "seq": 1024})
+    found = of_assignment(replicated(graph, parse_mesh("1")), Options(precision="bf16", compile=compiled))
     assert found.memory.peak / 2**30 == pytest.approx(gib, rel=0.05)
     assert 1e3 * found.step_s == pytest.approx(ms, rel=0.04)
 

@@ -1,4 +1,4 @@
-"""Attention: flops and seconds of `scaled_dot_product_attention`. Shapes are LOCAL."""
+"""Attention: flops and seconds of `scaled_dot_product_attention`, and of the weights that it drops. Shapes are LOCAL."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ def attention_cost(call: Call, hardware: Hardware) -> ComputeCost:
     compute = hardware.compute
     work = attention_flops(call)
     moved = sum(map(spec_bytes, (*call.operands, *call.outputs)))
+    drawn = _weights(call) if call.arg(4, "dropout_p", 0.0) else 0
     forward = max(_attention_seconds(call, work, compute.attention_forward, hardware), hardware.copy_seconds(moved))
+    forward += drawn * compute.draws.attention_forward_s
     if not needs_backward(call):
         return ComputeCost(forward, forward_flops=work)
     again = _BACKWARD_FLOPS * work
     backward = max(_attention_seconds(call, again, compute.attention_backward, hardware), hardware.copy_seconds(2 * moved))
+    backward += drawn * compute.draws.attention_backward_s
     return ComputeCost(forward, backward, work, again)
 
 
@@ -34,12 +37,18 @@ def _attention_seconds(call: Call, work: float, fit: Attention, hardware: Hardwa
 
 
 def attention_flops(call: Call) -> int:
-    """Two products of [queries, keys] for each head; a causal mask leaves half of a square.
+    """Two products of [queries, keys] for each head."""
+    q, v = (call.operands[index].shape for index in operands_at(call, (0, "query"), (2, "value")))
+    return 2 * _weights(call) * (q[-1] + v[-1])
+
+
+def _weights(call: Call) -> int:
+    """How many weights [queries, keys] all heads have; a causal mask leaves half of a square.
 
     Where queries are split over ranks there are fewer queries than keys: the last rank, for which the others wait, sees all
     keys, and the runtime hands the kernel an explicit mask, under which nothing is skipped.
     """
-    q, k, v = (call.operands[index].shape for index in operands_at(call, (0, "query"), (1, "key"), (2, "value")))
+    q, k = (call.operands[index].shape for index in operands_at(call, (0, "query"), (1, "key")))
     queries, keys = q[-2], k[-2]
-    work = 2 * prod(q[:-2]) * queries * keys * (q[-1] + v[-1])
-    return work // 2 if call.arg(5, "is_causal", False) and queries >= keys else work
+    count = prod(q[:-2]) * queries * keys
+    return count // 2 if call.arg(5, "is_causal", False) and queries >= keys else count

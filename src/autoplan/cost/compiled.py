@@ -1,7 +1,7 @@
 """Seconds and bytes of ops in compiled pieces: what `passes`, `compute` and `memory` say of eager ones. Shapes are LOCAL.
 
 Ops with kernels of their own cost what they cost eager. Of those that fuse only what they move to or from memory counts, at the
-same bytes per second; what lies between them costs nothing. Two things are as the profiles of compiled steps show them
+same bytes per second; what lies between them costs nothing. The mask of a dropout is drawn by a kernel of its own. Two things are as the profiles of compiled steps show them
 (benchmarks/runtime/h200x2-*.jsonl): cross-entropy takes the time of three reads of its logits forward (4.2 GB in 3.1 ms, and in
 3.0 ms split by classes), and split by classes its gradient lies in memory in fp32 before it is cast (its scatter does not fuse).
 """
@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import prod
 
-from autoplan.cost.families import is_view, needs_backward, op_name, spec_bytes, splits_classes
+from autoplan.cost.families import is_view, mask_size, needs_backward, op_name, spec_bytes, splits_classes
 from autoplan.cost.fusion import Fused
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.memory import transient_bytes
@@ -30,6 +30,7 @@ def fused_cost(call: Call, fused: Fused, hardware: Hardware) -> ComputeCost:
         return ComputeCost()
     written, beside = _sum(call.outputs, fused.writes), compiled_saved(call).extra_bytes
     forward = _seconds(_sum(call.operands, fused.reads) + written + beside + _read_more(call, fused), bool(written), hardware)
+    forward += hardware.mask_seconds(mask_size(call))
     again = _sum(call.operands, fused.again) + beside
     if not needs_backward(call):
         return ComputeCost(forward, again / hardware.compute.bytes_per_s)

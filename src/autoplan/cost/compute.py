@@ -12,7 +12,7 @@ from dataclasses import replace
 from autoplan.cost.attention import attention_cost, attention_flops
 from autoplan.cost.communication import collective_seconds
 from autoplan.cost.compiled import accumulation_bytes, fused_cost
-from autoplan.cost.families import ATTENTION, BATCH_NORMS, is_view, needs_backward, op_name, spec_bytes
+from autoplan.cost.families import ATTENTION, BATCH_NORMS, is_view, mask_size, needs_backward, op_name, spec_bytes
 from autoplan.cost.fusion import Fused
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.matmul import matmul_cost, product_of
@@ -145,4 +145,5 @@ def _cost(call: Call, hardware: Hardware, *, compiled: bool = False) -> ComputeC
         return matmul_cost(call, product, hardware, padded=compiled)
     forward, backward = passes_of(call)
     seconds = hardware.copy_seconds
-    return ComputeCost(sum(map(seconds, forward)), sum(map(seconds, backward)) if needs_backward(call) else 0.0)
+    forward_s = max(sum(map(seconds, forward)), hardware.mask_seconds(mask_size(call)))
+    return ComputeCost(forward_s, sum(map(seconds, backward)) if needs_backward(call) else 0.0)

@@ -85,6 +85,11 @@ def drops(call: Call) -> bool:
     return float(call.arg(1, "p", 0.5)) > 0.0 and call.arg(2, "train", True) is not False
 
 
+def mask_size(call: Call) -> int:
+    """How many numbers the mask of a dropout has; 0 for other calls."""
+    return prod(call.operands[0].shape) if op_name(call.op) in DROPOUTS and drops(call) else 0
+
+
 def splits_classes(call: Call) -> bool:
     """Whether a cross-entropy has a part of the classes of its logits."""
     if op_name(call.op) != "aten.cross_entropy_loss":

@@ -59,6 +59,18 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
+class Draws:
+    """Seconds of each random number: of a mask, which takes at least as long as its bytes, and of each weight that attention drops or keeps.
+
+    Attention draws its numbers forward and once more backward, beside its products.
+    """
+
+    mask_s: float = 0.0
+    attention_forward_s: float = 0.0
+    attention_backward_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Compute:
     """One device: peak flops per second by dtype, what kernels reach of it, and the least time of a kernel.
 
@@ -72,6 +84,7 @@ class Compute:
     matmul: Matmul
     attention_forward: Attention
     attention_backward: Attention
+    draws: Draws = Draws()
 
     def peak(self, dtype: str) -> float:
         """Peak flops per second; dtypes without a number of their own run as float32."""
@@ -135,6 +148,10 @@ class Hardware:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Hardware) and self.digest == other.digest
+
+    def mask_seconds(self, count: float) -> float:
+        """Seconds in which one kernel draws and writes a mask of `count` numbers of a byte."""
+        return max(self.copy_seconds(count), count * self.compute.draws.mask_s)
 
     def copy_seconds(self, nbytes: float) -> float:
         """Seconds of one kernel that reads and writes `nbytes` in all; nothing for none."""
@@ -224,7 +241,8 @@ def _compute(section: Section) -> Compute:
         "matmul",
         "attention_forward",
         "attention_backward",
-        optional=("optimizer_bytes_per_s",),
+        "draws",
+        optional=("optimizer_bytes_per_s", "draws"),
     )
     peaks = section.section("flops_per_s")
     flops_per_s = {dtype: peaks.number(dtype) for dtype in peaks.names()}
@@ -245,7 +263,13 @@ def _compute(section: Section) -> Compute:
         ),
         attention_forward=_attention(section.section("attention_forward")),
         attention_backward=_attention(section.section("attention_backward")),
+        draws=_draws(section.section("draws")) if "draws" in section.names() else Draws(),
     )
+
+
+def _draws(section: Section) -> Draws:
+    section.allow("mask_s", "attention_forward_s", "attention_backward_s")
+    return Draws(*(section.number(key, zero=True) for key in ("mask_s", "attention_forward_s", "attention_backward_s")))
 
 
 def _attention(section: Section) -> Attention:

@@ -12,7 +12,7 @@ from autoplan.rules.execute import torch_op
 from autoplan.rules.ops.dims import same_dims
 from autoplan.rules.registry import LocalCall, local, rule
 from autoplan.rules.row import Call, Row
-from autoplan.rules.seeds import generator, keep_mask
+from autoplan.rules.seeds import dropped, generator
 
 
 @rule("aten.dropout", "aten.native_dropout")
@@ -39,9 +39,11 @@ def dropout(call: Call) -> Iterator[Row]:
 def local_dropout(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
     """Dropout with this shard's own mask."""
     x, p = call.arg(0, "input"), call.arg(1, "p")
-    keep = keep_mask(x.detach(), p, call.seed, call.shard)
-    y = x * keep * (1 / (1 - p) if p < 1 else 0.0)
-    return (y, keep) if len(call.call.outputs) == 2 else y
+    if p < 1:
+        y, keep = dropped(x, p, call.seed, call.shard)
+    else:
+        y, keep = x * 0.0, torch.zeros_like(x, dtype=torch.bool)
+    return (y, keep.bool()) if len(call.call.outputs) == 2 else y
 
 
 @rule(
