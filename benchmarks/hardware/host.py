@@ -4,9 +4,9 @@
 
 On one GPU, plans for the mesh 1. One JSON line per redistribution: microseconds of the host of a step forward and of one backward, median
 of `RUNS` chains of `CHAIN`, through the runtime's own autograd function and process group (of one rank, so that nothing travels, but
-all that the host does is done). One per plan, eager and compiled: ms of the host and of the whole in forward, backward and optimizer's step,
-medians, the ops that the graph has and the functions and parameters of the program; and the same of the module by itself: eager, its
-layers compiled one by one, and compiled as a whole.
+all that the host does is done). One per plan and way to run it (eager; its blocks compiled, or all as one function): ms of the host and
+of the whole in forward, backward and optimizer's step, medians of `TURNS` turns of `STEPS` steps, the ops that the graph has and the
+functions and parameters of the program; and the same of the module by itself: eager, its layers compiled one by one, and compiled as a whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,13 +28,15 @@ from torch import Tensor
 import autoplan
 from autoplan.collectives.process_group import ProcessGroupCollectives
 from autoplan.collectives.redistribute import redistribute_by
-from autoplan.load import build_on, load_target
+from autoplan.load import Built, build_on, load_target
 from autoplan.placement import P, Placement, R, Shard, parse_mesh
 from autoplan.plan import load_plan
+from autoplan.plan.schema import Plan
 from autoplan.redistribution import Step
 from autoplan.runtime.parallelize import local_forward
 
-RUNS, CHAIN, STEPS = 50, 20, 30
+RUNS, CHAIN, TURNS, STEPS = 50, 20, 6, 8
+PHASES = ("forward", "backward", "optimizer", "zero", "step")
 S = Shard(0)
 WAYS: dict[str, tuple[tuple[Placement, Placement, str] | None, tuple[Placement, Placement, str] | None]] = {
     "all-gather / reduce-scatter": ((S, R, "all-gather"), (P, S, "reduce-scatter")),
@@ -53,12 +56,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plans", nargs="*", metavar="PLAN")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--steps-only", action="store_true", help="leave the redistributions out")
     options = parser.parse_args()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}.items():
         os.environ.setdefault(name, value)
     facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     with open(options.out, "w") as out, autoplan.join_mesh(load_plan(options.plans[0])):
-        for line in (*redistributions(), *(line for path in options.plans for line in steps(path))):
+        for line in chain(() if options.steps_only else redistributions(), *map(steps, options.plans)):
             print(json.dumps(facts | line), file=out, flush=True)
             print(json.dumps(line), flush=True)
 
@@ -108,61 +112,67 @@ def _host(run: Callable[[], Any]) -> float:
 
 
 def steps(path: str) -> Iterator[dict[str, Any]]:
-    """A line for each way to run the plain module, one for eager steps of the plan, and one for compiled ones."""
+    """A line for each way to run the plain module, and for each way to run the plan; all have their turns, since the host is not steady."""
     plan = load_plan(path)
     target = load_target(
         plan.model.target, plan.model.set, batch=plan.model.batch, seq=plan.model.seq, mode="train", base=Path(path).parent
     )
-    facts = {"model": plan.model.target.rpartition(":")[0].rpartition(".")[2], "plan": Path(path).name}
-    for way in ("plain", "plain, layers compiled", "plain, compiled"):
-        plain = build_on(target, "cpu", 0)
-        plain.module.to("cuda", torch.bfloat16)
-        inputs = [leaf.to("cuda") for leaf in plain.args]
-        for module in {"plain": [], "plain, layers compiled": plain.module.layers, "plain, compiled": [plain.module]}[way]:
-            module.compile(dynamic=False)
-        yield facts | {"way": way} | _step_times(plain.module, torch.optim.AdamW(plain.module.parameters(), 1e-4, fused=True), inputs)
-    for compiled in (False, True):
-        built = build_on(target, "cpu", 0)
-        mesh = torch.distributed.device_mesh.init_device_mesh("cuda", (1,), mesh_dim_names=plan.mesh.names)
-        module = autoplan.parallelize(built.module, built.args, built.kwargs, plan, mesh)
-        local = local_forward(module)
-        if compiled:
-            local.compile()
-        optimizer = torch.optim.AdamW(module.parameters(), 1e-4, fused=True)
-        inputs = autoplan.shard_inputs(plan, mesh, built.args)
-        program = local.program
-        yield (
-            facts
-            | {
-                "way": "compiled" if compiled else "eager",
-                "ops": len(program.graph.nodes),
-                "functions": len(program.functions),
-                "parameters": len(list(module.parameters())),
-                "predicted_ms": plan.predicted.step_ms,
-            }
-            | _step_times(module, optimizer, inputs)
-        )
+    ways = {
+        **{way: _plain(build_on(target, "cpu", 0), way) for way in ("plain", "plain, layers compiled", "plain, compiled")},
+        **{way: _planned(build_on(target, "cpu", 0), plan, way) for way in ("eager", "compiled", "compiled whole")},
+    }
+    taken: dict[str, list[list[float]]] = {way: [] for way in ways}
+    for turn in range(-1, TURNS):
+        for way, run in ways.items():
+            found = [_phases(*run) for _ in range(2 + STEPS)][2:]
+            if turn >= 0:
+                taken[way] += found
+    for way, (module, _, _) in ways.items():
+        facts = {"model": plan.model.target.rpartition(":")[0].rpartition(".")[2], "plan": Path(path).name, "way": way}
+        if not way.startswith("plain"):
+            program = local_forward(module).program
+            facts |= {"ops": len(program.graph.nodes), "functions": len(program.functions), "parameters": len(list(module.parameters()))}
+            facts |= {"predicted_ms": plan.predicted.step_ms}
+        yield facts | {f"{name}_ms": 1e3 * median(each) for name, each in zip(PHASES, zip(*taken[way], strict=True), strict=True)}
 
 
-def _step_times(module: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: Sequence[Any]) -> dict[str, float]:
-    """Ms of the host by phase while the device is not waited for, and ms of whole steps."""
-    phases: dict[str, list[float]] = {"forward": [], "backward": [], "optimizer": [], "zero": [], "step": []}
-    for _ in range(STEPS + 5):
-        torch.cuda.synchronize()
-        marks = [time.perf_counter()]
-        loss = module(*inputs)
-        marks.append(time.perf_counter())
-        loss.backward()
-        marks.append(time.perf_counter())
-        optimizer.step()
-        marks.append(time.perf_counter())
-        module.zero_grad(set_to_none=True)
-        marks.append(time.perf_counter())
-        torch.cuda.synchronize()
-        seconds = [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
-        for name, taken in zip(phases, (*seconds, time.perf_counter() - marks[0]), strict=True):
-            phases[name].append(taken)
-    return {f"{name}_ms": 1e3 * median(taken[5:]) for name, taken in phases.items()}
+Ready = tuple[torch.nn.Module, torch.optim.Optimizer, Sequence[Any]]
+"""A module, its optimizer and its inputs."""
+
+
+def _plain(built: Built, way: str) -> Ready:
+    built.module.to("cuda", torch.bfloat16)
+    for module in {"plain": [], "plain, layers compiled": built.module.layers, "plain, compiled": [built.module]}[way]:  # type: ignore[misc, list-item]
+        module.compile(dynamic=False)
+    return built.module, _optimizer(built.module), [leaf.to("cuda") for leaf in built.args]
+
+
+def _planned(built: Built, plan: Plan, way: str) -> Ready:
+    mesh = torch.distributed.device_mesh.init_device_mesh("cuda", (1,), mesh_dim_names=plan.mesh.names)
+    module = autoplan.parallelize(built.module, built.args, built.kwargs, plan, mesh)
+    if way != "eager":
+        local_forward(module).compile(whole=way == "compiled whole")
+    return module, _optimizer(module), autoplan.shard_inputs(plan, mesh, built.args)  # type: ignore[return-value]
+
+
+def _optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters(), 1e-4, fused=True)
+
+
+def _phases(module: torch.nn.Module, optimizer: torch.optim.Optimizer, inputs: Sequence[Any]) -> list[float]:
+    """Seconds of the host by phase while the device is not waited for, and of the whole step."""
+    torch.cuda.synchronize()
+    marks = [time.perf_counter()]
+    loss = module(*inputs)
+    marks.append(time.perf_counter())
+    loss.backward()
+    marks.append(time.perf_counter())
+    optimizer.step()
+    marks.append(time.perf_counter())
+    module.zero_grad(set_to_none=True)
+    marks.append(time.perf_counter())
+    torch.cuda.synchronize()
+    return [*(later - earlier for earlier, later in zip(marks, marks[1:], strict=False)), time.perf_counter() - marks[0]]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -12,12 +12,12 @@ import torch.distributed as dist
 from runtime_cases import Seeded
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import autoplan
 from autoplan.load import Built
 from autoplan.plan.schema import Plan
-from autoplan.runtime import checkpoint
+from autoplan.runtime import checkpoint, optimizers
 from autoplan.runtime.inputs import to_torch
 from autoplan.runtime.leaves import Taken
 from autoplan.runtime.parallelize import local_forward
@@ -193,14 +193,14 @@ class CompiledRun:
     breaks: int
 
 
-def compiled_pieces(build: Seeded, plan: Plan) -> CompiledRun:
+def compiled_pieces(build: Seeded, plan: Plan, whole: bool = False) -> CompiledRun:
     """One step eager, one compiled with full graphs, and two more that must not compile again."""
     losses, gradients, gathers = [], [], []
     torch._dynamo.utils.counters.clear()
     for use in (False, True):
         module, model, mesh = parallel(build, plan)
         if use:
-            local_forward(module).compile(backend="aot_eager", fullgraph=True)
+            local_forward(module).compile(whole=whole, backend="aot_eager", fullgraph=True)
         inputs = autoplan.shard_inputs(plan, mesh, model.args)
         with patch.object(Gather, "start", autospec=True, side_effect=Gather.start) as gather:
             loss = module(*inputs)
@@ -334,3 +334,29 @@ def buffers_after(build: Seeded, plan: Plan, steps: int) -> tuple[dict[str, Tens
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module.eval()
     return buffers, float(module(*args))
+
+
+def fused_steps() -> list[tuple[str, float]]:
+    """Fused optimizers over two DTensors beside plain ones: by kind and layout of the gradients, the largest difference after three steps."""
+    optimizers.run_fused_optimizers_locally()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    places = [(Replicate(),), (Shard(0),)]
+    found = []
+    for kind, options in (("AdamW", {}), ("AdamW", {"amsgrad": True}), ("Adam", {"lr": torch.tensor(1e-2)}), ("SGD", {"momentum": 0.9})):
+        for gradients in (places, [(Replicate(),), (Replicate(),)])[: 1 if kind == "SGD" else 2]:  # DTensor has no rule for fused SGD
+            torch.manual_seed(0)
+            values = [torch.randn(8, 4) for _ in places]
+            plain = [nn.Parameter(value.clone()) for value in values]
+            cut = [nn.Parameter(distribute_tensor(value, mesh, place)) for value, place in zip(values, places, strict=True)]
+            both = [getattr(torch.optim, kind)(given, **{"lr": 1e-2, "fused": True} | options) for given in (plain, cut)]
+            with patch.object(optimizers, "_cut_alike", side_effect=optimizers._cut_alike) as alike:
+                for _ in range(3):
+                    for p, d, place in zip(plain, cut, gradients, strict=True):
+                        p.grad = torch.randn_like(p)
+                        d.grad = distribute_tensor(p.grad, mesh, place)
+                    for stepping in both:
+                        stepping.step()
+            assert alike.called
+            difference = max((p - cast(Any, d).full_tensor()).abs().max().item() for p, d in zip(plain, cut, strict=True))
+            found.append((f"{kind}, gradients {'like parameters' if gradients is places else 'whole'}", difference))
+    return found

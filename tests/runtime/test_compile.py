@@ -11,6 +11,7 @@ from runtime_cases import GPT2, TINY, Seeded, graph_of, mesh_of, plan_of
 from test_program import fully_sharded
 from torch import fx, nn
 
+from autoplan.errors import AutoplanError
 from autoplan.graph.segments import find_segments
 from autoplan.placement import Shard
 from autoplan.plan.schema import RecomputeLine
@@ -34,6 +35,26 @@ def test_layers_are_compiled_once_and_gather_as_in_eager(pool: WorkerPool, recom
         assert found.difference < 1e-5  # fp32
         assert found.gathers == (3 + 2 * 3, 3 + 2 * 3)  # embedding, norm and head; each layer twice
         assert (found.graphs, found.breaks) == (graphs, 0)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_the_whole_program_compiles_as_one_function(pool: WorkerPool, prefetch: int) -> None:
+    """Parameters are gathered group by group, before it, and again in backward; also those that blocks would gather ahead."""
+    plan = plan_of(fully_sharded(graph_of(TINY)), TINY().module)
+    plan = replace(plan, gather={key: replace(line, prefetch=prefetch) for key, line in plan.gather.items()})
+    for found in pool.run(process_jobs.compiled_pieces, TINY, plan, True):
+        assert found.losses[1] == pytest.approx(found.losses[0], rel=1e-5)
+        assert found.difference < 1e-5  # fp32
+        assert found.gathers[1] == found.gathers[0]
+        assert (found.graphs, found.breaks) == (1, 0)
+
+
+def test_a_program_that_recomputes_is_not_compiled_whole(pool: WorkerPool) -> None:
+    assignment = fully_sharded(graph_of(TINY))
+    plan = plan_of(assignment, TINY().module, recomputed=find_segments(assignment.graph, {"layers"})[:1])
+    plan = replace(plan, recompute={"layers.*": RecomputeLine(1, 2, "full")})
+    with pytest.raises(AutoplanError, match="compiled block by block"):
+        pool.run(process_jobs.compiled_pieces, TINY, plan, True)
 
 
 @pytest.mark.parametrize("recomputed", [0, 1], ids=["kept", "recomputed"])

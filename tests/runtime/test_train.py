@@ -124,14 +124,18 @@ def test_a_plan_of_compiled_steps_compiles_unless_it_is_told_not_to(plans: Path,
         ("compiled.yaml", (), True, ""),
         ("compiled.yaml", ("--no-compile",), False, " for compiled steps"),
         ("1.yaml", ("--compile",), True, " for eager steps"),
+        ("1.yaml", ("--whole",), True, " for eager steps"),
     ):
         said = ("--plan", str(plans / name), "--steps", "2", "--json", "--rules", str(tmp_path / "says.py"))
-        found = alone(str(ROOT / "apply.py"), *said, *flags, folder=tmp_path)
-        assert found.returncode == 0, found.stderr
-        assert ("compiling" in found.stderr) == compiles
-        assert f" ms on {plan.hardware.profile}{kind}\n" in found.stderr
-        losses.append(json.loads(found.stdout)["losses"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
+        run = alone(str(ROOT / "apply.py"), *said, *flags, folder=tmp_path)
+        assert run.returncode == 0, run.stderr
+        assert ("compiling" in run.stderr) == compiles
+        assert f" ms on {plan.hardware.profile}{kind}\n" in run.stderr
+        losses.append(json.loads(run.stdout)["losses"])
+    for found in losses[1:]:
+        assert found == pytest.approx(losses[0], rel=1e-5)
+    both = alone(str(ROOT / "apply.py"), "--plan", str(plans / "1.yaml"), "--whole", "--no-compile", folder=tmp_path)
+    assert both.returncode == 2 and "leave one out" in both.stderr and "Traceback" not in both.stderr
 
 
 def test_an_inference_plan_runs_and_has_no_losses(plans: Path) -> None:

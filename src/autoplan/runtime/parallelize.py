@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from autoplan.plan.schema import Plan
 from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
 from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.leaves import Leaves
+from autoplan.runtime.optimizers import run_fused_optimizers_locally
 from autoplan.runtime.prepare import STORED_DTYPE, Prepared, Template, check_model, make_template, plan_digest, prepare
 from autoplan.runtime.program import Program, build_program
 from autoplan.runtime.run import Run
@@ -83,6 +84,7 @@ def attach(module: nn.Module, prepared: Prepared, device_mesh: DeviceMesh, dtype
     _place_parameters(module, prepared.assignment, device_mesh, device, dtype)
     _place_buffers(module, device)
     local = LocalForward(prepared, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, signature)
+    run_fused_optimizers_locally()
     cls = type(module)
     module.__class__ = type(f"Parallel{cls.__name__}", (_Parallel, cls), {"__module__": cls.__module__})
     module.__dict__["_autoplan"] = local
@@ -136,6 +138,7 @@ class LocalForward:
         self.step = 0
         self.signature = signature
         self.trains = prepared.assignment.graph.loss is not None
+        self._prepared = prepared
         self._programs = {self.trains: self._bind(prepared)}
 
     @property
@@ -143,8 +146,17 @@ class LocalForward:
         """The program of the plan's own mode."""
         return self._programs[self.trains].program
 
-    def compile(self, **options: Any) -> None:
-        """Run the pieces of the plan's own mode through torch.compile, those that compute the same as one function."""
+    def compile(self, *, whole: bool = False, **options: Any) -> None:
+        """Run the pieces of the plan's own mode through torch.compile, those that compute the same as one function.
+
+        With `whole` all of it is one piece: calling one function takes the host less than calling one for each block, but every block
+        is compiled anew, and parameters are gathered before the first block and reduced behind the last. For models so small that the
+        device waits for the host. Raises UsageError where blocks recompute.
+        """
+        if whole:
+            if self._prepared.recomputed:
+                raise UsageError("a plan that recomputes blocks is compiled block by block", next_step="leave out --whole")
+            self._programs[self.trains] = self._bind(replace(self._prepared, segments=()))
         self.program.compile(**options)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

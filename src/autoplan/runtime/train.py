@@ -87,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="run the program's pieces through torch.compile, or not (default: as the plan says)",
     )
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="compile all blocks as one function: less for the host of a small model to do, longer to compile",
+    )
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0); a resumed run keeps its own")
     parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4); a resumed run keeps its own")
@@ -112,6 +117,8 @@ def _check(options: argparse.Namespace) -> None:
     """What would else be found out at the end."""
     if options.export:
         check_export(options.export)
+    if options.whole and options.compile is False:
+        raise UsageError("--whole compiles and --no-compile does not", next_step="leave one out")
     if options.checkpoint_every and not options.checkpoint:
         raise UsageError("--checkpoint-every says how often, and --checkpoint where", next_step="give --checkpoint DIR")
 
@@ -144,9 +151,9 @@ def run(options: argparse.Namespace, launch: Launch) -> None:
         if not drawn_whole:
             _fill(module, options)
     module.train(plan.options.mode == "train")
-    compiled = plan.options.compile if options.compile is None else options.compile
+    compiled = options.whole or (plan.options.compile if options.compile is None else options.compile)
     if compiled:
-        local_forward(module).compile()
+        local_forward(module).compile(whole=options.whole)
     optimizer = _optimizer(module, plan, options.lr)
     autosave = Autosave(options.checkpoint, options.checkpoint_every, module, optimizer, writes=plan.options.mode == "train")
     steps = autosave.resume(options.steps)
