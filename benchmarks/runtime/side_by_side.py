@@ -54,8 +54,8 @@ GIB = 2**30
 TARGET = "autoplan.models.llama:build"
 DEFAULT = {
     2: "floor hand:ddp/head hand:fsdp/head hand:tp own compiled data data/recompute tensor",
-    4: "floor hand:ddp/head hand:fsdp hand:fsdp/head hand:fsdp+tp hand:tp compiled-4 data-4 compiled-2x2 data-tensor-2x2 compiled-1x4 "
-    "tensor-1x4",
+    4: "floor hand:ddp/head hand:fsdp hand:fsdp/head hand:fsdp+tp hand:tp compiled-4 small-4 data-4 compiled-2x2 data-tensor-2x2 "
+    "compiled-1x4 tensor-1x4",
 }
 
 Step = Callable[[], Tensor]
