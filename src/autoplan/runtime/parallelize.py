@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ class LocalForward:
         if whole:
             if self._prepared.recomputed:
                 raise UsageError("a plan that recomputes blocks is compiled block by block", next_step="leave out --whole")
-            self._programs[self.trains] = self._bind(replace(self._prepared, segments=()))
+            self._programs[self.trains] = self._bind(self._prepared, whole=True)
         self.program.compile(**options)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -191,9 +191,10 @@ class LocalForward:
             self._programs[mode] = self._bind(prepare(self.template, training=False))
         return self._programs[mode]
 
-    def _bind(self, prepared: Prepared) -> _Bound:
+    def _bind(self, prepared: Prepared, *, whole: bool = False) -> _Bound:
         assignment = prepared.assignment
-        program = build_program(assignment, prepared.groups, self.device, segments=prepared.segments, recomputed=prepared.recomputed)
+        segments = () if whole else prepared.segments
+        program = build_program(assignment, prepared.groups, self.device, segments=segments, recomputed=prepared.recomputed)
         constants = {
             value: local_part(tensor, assignment.sources[value], assignment.mesh, self.collectives.coordinate).to(self.device)
             for value, tensor in program.graph.constants.items()
