@@ -57,12 +57,22 @@ class Planned:
 
 
 def plan_module(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], request: PlanRequest, progress: Progress | None = None
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    request: PlanRequest,
+    progress: Progress | None = None,
+    *,
+    graph: Graph | None = None,
 ) -> Planned:
-    """The cheapest plan for `module` that fits; raises NoPlanFits, OutOfTime, TargetError, FallbackError."""
+    """The cheapest plan for `module` that fits; raises NoPlanFits, OutOfTime, TargetError, FallbackError.
+
+    `graph` is what `capture_for` made of the module, where it has been captured already.
+    """
     clock = _Clock(progress)
-    with clock.stage("capture"):
-        graph = capture_for(module, args, kwargs, request.options)
+    if graph is None:
+        with clock.stage("capture"):
+            graph = capture_for(module, args, kwargs, request.options)
     with clock.stage("rules"):
         if request.strict:
             refuse_fallbacks(graph)
