@@ -12,11 +12,12 @@ from autoplan.cli.diff import diff
 from autoplan.cli.ops import ops
 from autoplan.cli.plan import plan
 from autoplan.cli.show import show
+from autoplan.cli.sweep import sweep
 from autoplan.cli.validate import validate
 from autoplan.cli.verify import verify
 
 
-@click.group(commands=[plan, show, diff, validate, verify, ops], context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(commands=[plan, show, diff, validate, verify, ops, sweep], context_settings={"help_option_names": ["-h", "--help"]})
 def app() -> None:
     """Plan how a PyTorch model is split over a mesh of GPUs: optimal under a cost model, reviewable as YAML, run exactly as planned."""
 
