@@ -154,6 +154,11 @@ def run(options: argparse.Namespace, launch: Launch) -> None:
     compiled = options.whole or (plan.options.compile if options.compile is None else options.compile)
     if compiled:
         local_forward(module).compile(whole=options.whole)
+        functions = local_forward(module).program.functions
+        if eager := sum(not function.is_compiled for function in functions):
+            _say(
+                f"note: {eager} of {len(functions)} functions stay eager: their ops draw random numbers as different shards, by one generator"
+            )
     optimizer = _optimizer(module, plan, options.lr)
     autosave = Autosave(options.checkpoint, options.checkpoint_every, module, optimizer, writes=plan.options.mode == "train")
     steps = autosave.resume(options.steps)
