@@ -249,6 +249,17 @@ def compiled_draws(build: Seeded, plan: Plan) -> tuple[list[list[float]], float,
     return losses, difference, sum(torch._dynamo.utils.counters["graph_break"].values())
 
 
+def compiled_by_its_user(build: Seeded, plan: Plan) -> tuple[float, float]:
+    """The loss of a parallel module, eager and as `torch.compile` of the whole module makes them."""
+    losses = []
+    for use in (False, True):
+        module, model, mesh = parallel(build, plan)
+        run = torch.compile(module, backend="aot_eager") if use else module
+        inputs = autoplan.shard_inputs(plan, mesh, model.args)
+        losses.append(float(run(*inputs)))
+    return losses[0], losses[1]
+
+
 def accumulated(build: Seeded, plan: Plan) -> list[Tensor]:
     """Gradients of two forwards whose losses go back together, and of a third on top."""
     module, model, mesh = parallel(build, plan)

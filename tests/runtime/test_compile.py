@@ -72,6 +72,12 @@ def test_dropout_draws_the_same_numbers_as_in_eager(pool: WorkerPool, recomputed
         assert breaks == 0
 
 
+def test_a_module_that_its_user_compiles_draws_the_same_numbers(pool: WorkerPool) -> None:
+    """Nobody seeds the default generator before the graph then: the op does, outside of it."""
+    for eager, compiled in pool.run(process_jobs.compiled_by_its_user, GPT2, plan_of(fully_sharded(graph_of(GPT2)), GPT2().module)):
+        assert compiled == pytest.approx(eager, rel=1e-6)
+
+
 def test_what_draws_as_different_shards_by_default_is_not_compiled() -> None:
     """One seed of the default generator cannot serve both."""
     call = call_of(graph_of(GPT2), next(node for node in graph_of(GPT2).nodes if node.name == "aten.scaled_dot_product_attention"))

@@ -42,14 +42,14 @@ class LocalOp:
         """Whether it draws random numbers from the default generator, which `run` seeds for it."""
         return self.strategy.local is not None and draws_by_default_generator(self.strategy.local, self.call)
 
-    def run(self, operands: Sequence[Tensor], group: Collectives, seed: int | Callable[[], int] = 0) -> Any:
-        """The local output of the op on this rank, differentiable."""
+    def run(self, operands: Sequence[Tensor], group: Collectives, seed: int | Callable[[], int] = 0, *, seeded: bool = False) -> Any:
+        """The local output of the op on this rank, differentiable; `seeded` tells that the default generator has its seed already."""
         args = map_refs(self.args, lambda ref: operands[ref.value])
         kwargs = map_refs(dict(self.kwargs), lambda ref: operands[ref.value])
         if self.is_plain:
             return call_functional(self.target, self.written, args, kwargs)
         local = LocalCall(args, kwargs, self.call, self.strategy, self.mesh, group, seed if callable(seed) else lambda: seed)
-        if not self.draws_by_default_generator or torch.compiler.is_compiling():  # then it is seeded for the whole of what is compiled
+        if seeded or not self.draws_by_default_generator:
             return self.target(local)
         with default_generator_of(local.seed, local.shard, self._device_of(operands)):
             return self.target(local)

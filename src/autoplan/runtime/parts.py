@@ -69,7 +69,7 @@ class LocalImplementation(nn.Module):
         return f"{self.op.strategy.local} {self.node} {self.op.call} {self.op.strategy} {self.op.args} {self.op.kwargs}"
 
     def forward(self, local: Local, *operands: Tensor) -> Any:
-        return self.op.run(operands, local.group, lambda: local.node_seed(self.node))
+        return self.op.run(operands, local.group, lambda: local.node_seed(self.node), seeded=local.seeded)
 
 
 class Written(nn.Module):

@@ -109,6 +109,7 @@ class Function:
         if part is None:
             yield
             return
+        local.seeded = True
         seeded = default_generator_of(local.node_seed(part.node), part.shard(local.group), tensors[0].device)
         with seeded, functorch_config.patch(graphsafe_rng_functionalization=False) if self.again else nullcontext():
             yield

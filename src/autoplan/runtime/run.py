@@ -13,10 +13,14 @@ _SEED_STRIDE = 1_000_003  # nodes of one step and the same node of other steps d
 
 @dataclass
 class Local:
-    """What the ops of one piece of the program are handed: the group that carries collectives, and seeds."""
+    """What the ops of one piece of the program are handed: the group that carries collectives, and seeds.
+
+    `seeded` tells that the default generator has been seeded for the whole piece.
+    """
 
     group: Collectives
     seed: int
+    seeded: bool = False
 
     def node_seed(self, node: int) -> int:
         """The seed of one random op in this step; nodes count from the first of the piece."""
