@@ -7,9 +7,10 @@ from dataclasses import replace
 import process_jobs
 import pytest
 import torch
-from runtime_cases import GPT2, TINY, Seeded, graph_of, mesh_of, plan_of
+import torch.nn.functional as F
+from runtime_cases import GPT2, TINY, Seeded, graph_of, mesh_of, plan_of, random_assignment
 from test_program import fully_sharded
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from autoplan.errors import AutoplanError
 from autoplan.graph.segments import find_segments
@@ -55,6 +56,31 @@ def test_a_program_that_recomputes_is_not_compiled_whole(pool: WorkerPool) -> No
     plan = replace(plan, recompute={"layers.*": RecomputeLine(1, 2, "full")})
     with pytest.raises(AutoplanError, match="compiled block by block"):
         pool.run(process_jobs.compiled_pieces, TINY, plan, True)
+
+
+class Noisy(nn.Module):
+    """Every kind of random factory in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        h = self.inner(x) + 0.1 * torch.randn_like(x) + torch.normal(0.0, 0.1, (x.shape[0], 8))
+        h = h * torch.rand(x.shape[0], 1) + torch.randint(0, 3, x.shape).to(x.dtype)
+        return F.mse_loss(h[:, torch.randperm(8)], y)
+
+
+def noisy() -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    return Noisy(), (torch.randn(8, 8), torch.randn(8, 8))
+
+
+def test_random_tensors_are_drawn_as_in_eager(pool: WorkerPool) -> None:
+    build = Seeded(noisy)
+    plan = plan_of(random_assignment(graph_of(build), mesh_of(2, 2), 1), build().module)
+    for (eager, compiled), difference, breaks in pool.run(process_jobs.compiled_draws, build, plan):
+        assert compiled == pytest.approx(eager, rel=1e-6) and len(set(eager)) == 3
+        assert difference < 1e-5 and breaks == 0
 
 
 @pytest.mark.parametrize("recomputed", [0, 1], ids=["kept", "recomputed"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autoplan.collectives import Collectives
-from autoplan.placement import Mesh, Placements, Shard, forward_of, local_shape
+from autoplan.placement import Mesh, Placements, Shard, local_shape
 from autoplan.rules.row import Call, Row, Strategy, TensorSpec
 from autoplan.rules.seeds import shard_number
 
@@ -70,7 +70,7 @@ class LocalCall:
 
     def output_shape(self, output: int) -> tuple[int, ...]:
         """The local shape of an output."""
-        return local_shape(self.call.outputs[output].shape, forward_of(self.strategy.makes[output]), self.mesh)
+        return local_shape(self.call.outputs[output].shape, self.strategy.makes[output], self.mesh)
 
     def _held(self, size: int, placements: Placements, dim: int) -> Sequence[int]:
         held: Sequence[int] = range(size)

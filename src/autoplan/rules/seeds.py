@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,11 +60,39 @@ def _drawn(x: Tensor, p: float, seed: int, shard: int) -> Tensor:
     return mask.bernoulli_(1 - p, generator=generator(seed, shard, x.device))
 
 
+def random_tensor(
+    kind: str, shape: Sequence[int], bounds: Sequence[float], dtype: torch.dtype, device: torch.device, seed: int, shard: int
+) -> Tensor:
+    """Random numbers: `rand`, `randn`, `randperm`, `randint` (`bounds` low and high), `normal` (mean and standard deviation)."""
+    draw = _random if torch.compiler.is_compiling() else _new
+    return draw(kind, shape, bounds, dtype, device, seed, shard)
+
+
+def _new(
+    kind: str, shape: Sequence[int], bounds: Sequence[float], dtype: torch.dtype, device: torch.device, seed: int, shard: int
+) -> Tensor:
+    options: dict[str, Any] = {"generator": generator(seed, shard, device), "dtype": dtype, "device": device}
+    if kind == "randperm":
+        return torch.randperm(shape[0], **options)
+    if kind == "randint":
+        return torch.randint(int(bounds[0]), int(bounds[1]), tuple(shape), **options)
+    if kind == "normal":
+        return torch.normal(bounds[0], bounds[1], shape, **options)
+    return torch.rand(shape, **options) if kind == "rand" else torch.randn(shape, **options)
+
+
 _LIBRARY = torch.library.Library("autoplan", "FRAGMENT")
 _LIBRARY.define("keep_mask(Tensor x, float p, SymInt seed, SymInt shard) -> Tensor")
 _LIBRARY.impl("keep_mask", _drawn, "CompositeExplicitAutograd")  # not `custom_op`, whose wrappers take the host longer than the drawing
 torch.library.register_fake("autoplan::keep_mask", lambda x, p, seed, shard: torch.empty_like(x, dtype=torch.bool), lib=_LIBRARY)
 _keep_mask = torch.ops.autoplan.keep_mask.default
+
+_LIBRARY.define("random(str kind, SymInt[] shape, float[] bounds, ScalarType dtype, Device device, SymInt seed, SymInt shard) -> Tensor")
+_LIBRARY.impl("random", _new, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "autoplan::random", lambda kind, shape, bounds, dtype, device, *_: torch.empty(shape, dtype=dtype, device=device), lib=_LIBRARY
+)
+_random = torch.ops.autoplan.random.default
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from autoplan.rules.execute import torch_op
 from autoplan.rules.ops.dims import same_dims
 from autoplan.rules.registry import LocalCall, local, rule
 from autoplan.rules.row import Call, Row
-from autoplan.rules.seeds import dropped, generator
+from autoplan.rules.seeds import dropped, random_tensor
 
 
 @rule("aten.dropout", "aten.native_dropout")
@@ -66,25 +66,19 @@ def random_factory(call: Call) -> Iterator[Row]:
             yield Row(unread, (Shard(dim, groups),), local="random_factory")
 
 
-_OF_SHAPE = {"rand": "rand", "randn": "randn", "rand_like": "rand", "randn_like": "randn"}
-
-
 @local("random_factory")
 def local_random_factory(call: LocalCall) -> Tensor:
     """This shard's random numbers, drawn by the op with local sizes."""
-    name, shape = call.call.op.split(".")[1], call.output_shape(0)
-    device = torch.device(call.kwargs.get("device") or (call.args[0].device if name.endswith("_like") else "cpu"))
+    name, shape = call.call.op.split(".")[1].removesuffix("_like"), call.output_shape(0)
+    device = torch.device(call.kwargs.get("device") or (call.args[0].device if call.call.op.split(".")[1].endswith("_like") else "cpu"))
     dtype = getattr(torch, call.call.outputs[0].dtype)
-    draws = generator(call.seed, call.shard, device)
-    if name in _OF_SHAPE:
-        return getattr(torch, _OF_SHAPE[name])(shape, generator=draws, dtype=dtype, device=device)
+    bounds: list[float] = []
     if name == "normal":
-        return torch.normal(call.arg(0, "mean"), call.arg(1, "std"), shape, generator=draws, dtype=dtype, device=device)
-    if name == "randperm":
-        return torch.randperm(shape[0], generator=draws, dtype=dtype, device=device)
-    bounds = [arg for arg in call.args if isinstance(arg, int)]
-    low, high = bounds if len(bounds) == 2 else (0, bounds[0])
-    return torch.randint(low, high, shape, generator=draws, dtype=dtype, device=device)
+        bounds = [call.arg(0, "mean"), call.arg(1, "std")]
+    elif name == "randint":
+        *low, high = (arg for arg in call.args if isinstance(arg, int))
+        bounds = [*(low or (0,)), high]
+    return random_tensor(name, shape, bounds, dtype, device, call.seed, call.shard)
 
 
 @rule("aten.bernoulli", "aten.rrelu", "aten.alpha_dropout", "aten.feature_dropout", "aten.multinomial", "aten.normal_functional")
