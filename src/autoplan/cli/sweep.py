@@ -67,7 +67,7 @@ class Try:
 
     def rank(self) -> tuple[bool, float, int]:
         """By time in three digits, as plans have it, then by axes; what has no plan comes last."""
-        step_ms = float(f"{self.plan.predicted.step_ms:.3g}") if self.plan else 0.0
+        step_ms = float(_three_digits(self.plan.predicted.step_ms)) if self.plan else 0.0
         return self.plan is None, step_ms, self.mesh.count("x")
 
     def to_json(self) -> dict[str, Any]:
@@ -177,8 +177,11 @@ def _cells(entry: Try) -> tuple[str, ...]:
     gap = "" if solver.status == "optimal" else "?" if solver.gap is None else f"gap {100 * solver.gap:.2g} %"
     communication = predicted.communication_ms
     parts = (predicted.compute_ms, predicted.recompute_ms, communication.exposed, communication.hidden, predicted.host_ms)
-    times = (f"{part:.3g}" for part in parts)
-    return entry.mesh, f"{predicted.step_ms:.3g}", gap, f"{predicted.memory_gib.peak:.3g}", *times
+    return entry.mesh, _three_digits(predicted.step_ms), gap, _three_digits(predicted.memory_gib.peak), *map(_three_digits, parts)
+
+
+def _three_digits(number: float) -> str:
+    return f"{float(f'{number:.3g}'):.12g}"
 
 
 def _first_error(tries: Sequence[Try]) -> Exception:
