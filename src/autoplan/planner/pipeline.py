@@ -48,12 +48,13 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan, and what making it took: seconds by stage, size of the problem."""
+    """A plan, and what making it took: seconds by stage, size of the problem; `interrupted` tells whether the user cut the search short."""
 
     plan: Plan
     seconds: Mapping[str, float]
     nodes: int
     variables: int
+    interrupted: bool = False
 
 
 def plan_module(
@@ -64,10 +65,12 @@ def plan_module(
     progress: Progress | None = None,
     *,
     graph: Graph | None = None,
+    advise: bool = True,
 ) -> Planned:
     """The cheapest plan for `module` that fits; raises NoPlanFits, OutOfTime, TargetError, FallbackError.
 
-    `graph` is what `capture_for` made of the module, where it has been captured already.
+    `graph` is what `capture_for` made of the module, where it has been captured already. Where nothing fits, what would help is
+    looked for if `advise` says so.
     """
     clock = _Clock(progress)
     if graph is None:
@@ -84,7 +87,7 @@ def plan_module(
         deadline = perf_counter() + (request.time_limit_s or TIME_LIMIT_S)
         found = _solve(built, request, progress)
         if found is None:
-            options = remedies(graph, request, lambda changed: capture_for(module, args, kwargs, changed))
+            options = remedies(graph, request, lambda changed: capture_for(module, args, kwargs, changed)) if advise else []
             raise nothing_fits(built, request.limit_bytes, options)
     with clock.stage("unfold"):
         facts = ModelFacts.of(module, request.target, request.settings, request.rules)
@@ -94,7 +97,7 @@ def plan_module(
             return emit(assignment, facts, request, solver, outcome.built.recomputed, outcome.built.terms.prefetch)
 
         plan = best_plan(built, found, runs, request, deadline, emitted)
-    return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies)
+    return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies, found.solution.interrupted)
 
 
 def capture_for(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: Options) -> Graph:
