@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,13 @@ def requested(target: str, settings: Sequence[str], **flags: Any) -> Request:
     """What is asked for: the request file if `target` names one, overridden by the flags that are not None."""
     request = load_request(target) if is_request(target) else Request(target)
     return request.override(settings=parse_settings(settings), **flags)
+
+
+def positive(flag: str, value: float | None) -> float | None:
+    """The value of a flag, if any; raises UsageError where it is not a positive number."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise UsageError(f"{flag} {value:g} is not a positive number")
+    return value
 
 
 @contextmanager

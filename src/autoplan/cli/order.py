@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from autoplan.cli.options import (
     batch_option,
     hardware_option,
     mode_option,
+    positive,
     requested,
     rules_option,
     said_by,
@@ -91,7 +91,7 @@ class Order:
             mode=request.mode,
             optimizer=request.optimizer if request.mode == "train" else "none",
             precision=request.precision,
-            memory_gib=_positive("--memory-gib", request.memory_gib),
+            memory_gib=positive("--memory-gib", request.memory_gib),
             seed=request.seed,
             keep_outputs=self.keep_outputs,
             compile=request.compile,
@@ -128,7 +128,7 @@ def ordered(
         base=base,
         unfold=unfold,
         strict=strict,
-        time_limit_s=_positive("--time-limit", time_limit),
+        time_limit_s=positive("--time-limit", time_limit),
         keep_outputs=keep_outputs,
     )
     _check_output(out, order)
@@ -162,12 +162,6 @@ class Loaded:
             strict=order.strict,
             time_limit_s=order.time_limit_s,
         )
-
-
-def _positive(flag: str, value: float | None) -> float | None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise UsageError(f"{flag} {value:g} is not a positive number")
-    return value
 
 
 def _check_output(out: Path | None, order: Order) -> None:

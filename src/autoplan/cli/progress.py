@@ -45,7 +45,11 @@ class Stages:
 
     def incumbent(self, cost_ms: float, bound_ms: float) -> None:
         """The solver has found a better plan."""
-        self._found = f"{cost_ms:.4g} ms a step, at least {bound_ms:.4g}"
+        self.found(f"{cost_ms:.4g} ms a step, at least {bound_ms:.4g}")
+
+    def found(self, text: str) -> None:
+        """What the current stage has found."""
+        self._found = text
         if self._current is not None:
             self._spinner.update(self._current[1], found=self._found)
 

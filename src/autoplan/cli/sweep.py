@@ -126,7 +126,7 @@ def _try(loaded: Loaded, request: PlanRequest, graph: Graph, stages: Stages) -> 
 
     mesh, built, start = _text(request.mesh), loaded.built, perf_counter()
     try:
-        planned = plan_module(built.module, built.args, built.kwargs, request, _Found(stages), graph=graph, helps=False)
+        planned = plan_module(built.module, built.args, built.kwargs, request, _Found(stages), graph=graph, advise=False)
     except (NoPlanFits, OutOfTime) as error:
         return Try(mesh, None, error, perf_counter() - start), False
     step_ms, gap = planned.plan.predicted.step_ms, planned.plan.solver.gap

@@ -16,6 +16,7 @@ from autoplan.plan import Plan, load_plan, plan_to_json
 
 if TYPE_CHECKING:
     from autoplan.cost.hardware import Hardware
+    from autoplan.graph import Graph
     from autoplan.load import Built
 
 
@@ -32,7 +33,7 @@ def validate(plan_file: Path, target: str | None, hardware: str | None, rules: s
     from autoplan.load import build_meta
 
     built = build_meta(target_of_plan(plan, plan_file, target, rules=rules))
-    now = checked(plan, built, machine)
+    now = recosted(plan, built, captured(plan, built), machine)
     for note in notes(plan, now, machine, chosen=hardware is not None):
         tell(f"note: {note}")
     axes = ", ".join(f"{name}={size}" for name, size in zip(plan.mesh.names, plan.mesh.shape, strict=True))
@@ -52,15 +53,23 @@ def hardware_of(plan: Plan, flag: str | None) -> Hardware:
         raise PlanError(error.what, where=plan.provenance.where("hardware"), next_step="give its profile: --hardware FILE") from error
 
 
-def checked(plan: Plan, built: Built, hardware: Hardware) -> Plan:
-    """The plan with predictions of today; raises PlanError where the model is another or a decision does not resolve."""
-    from autoplan.assignment import decode
-    from autoplan.planner.emit import ModelFacts
-    from autoplan.planner.pipeline import capture_for, plan_of_assignment
-    from autoplan.runtime.prepare import check_model, groups_of
+def captured(plan: Plan, built: Built) -> Graph:
+    """The graph of the plan's model; raises PlanError where the model is another."""
+    from autoplan.planner.pipeline import capture_for
+    from autoplan.runtime.prepare import check_model
 
     check_model(built.module, plan)
-    assignment = decode(plan, capture_for(built.module, built.args, built.kwargs, plan.options))
+    return capture_for(built.module, built.args, built.kwargs, plan.options)
+
+
+def recosted(plan: Plan, built: Built, graph: Graph, hardware: Hardware) -> Plan:
+    """The plan with predictions of today; raises PlanError where a decision does not resolve."""
+    from autoplan.assignment import decode
+    from autoplan.planner.emit import ModelFacts
+    from autoplan.planner.pipeline import plan_of_assignment
+    from autoplan.runtime.prepare import groups_of
+
+    assignment = decode(plan, graph)
     groups_of(assignment, plan)
     return plan_of_assignment(assignment, plan, hardware, ModelFacts.of(built.module, plan.model.target, plan.model.set, plan.model.rules))
 

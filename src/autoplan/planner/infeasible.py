@@ -12,7 +12,7 @@ from autoplan.assignment.gathers import gather_groups
 from autoplan.assignment.recompute import recompute_lines
 from autoplan.cost.moments import Moment
 from autoplan.cost.predict import Memory, largest_holders, peak_moment
-from autoplan.errors import NoPlanFits, OutOfTime
+from autoplan.errors import NoPlanFits, OutOfTime, PlanError
 from autoplan.plan.patterns import collapse
 from autoplan.planner.build import Built
 from autoplan.planner.prices import Prices
@@ -34,10 +34,14 @@ class Remedy:
 
 
 def nothing_fits(start: Built, limit_bytes: int, remedies: Sequence[Remedy] = ()) -> NoPlanFits:
-    """The error that says how much the smallest plan needs, and for what; each remedy is solved for the least it needs."""
+    """The error that says how much the smallest plan needs, and for what; each remedy is solved for the least it needs.
+
+    Raises PlanError where pins exclude each other, so that there is no plan of any size.
+    """
     prices = start.terms.prices
     found = smallest(start, limit_bytes, TIME_LIMIT_S)
-    assert found is not None, "without limits everything fits"
+    if found is None:
+        raise PlanError("no plan respects all pins together", next_step="`gather: never` needs parameters stored as they are used")
     needed_bytes = found.solution.cost * start.problem.unit_bytes
     assignment = found.built.assignment(found.solution.choice)
     groups = gather_groups(assignment, prices.prefixes, recomputed=found.built.recomputed)

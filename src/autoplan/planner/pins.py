@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,17 +119,15 @@ def _pin_sources(candidates: Candidates, classes: Sequence[int], said: Any) -> C
 
 
 def _pin_uses(candidates: Candidates, classes: Sequence[int], wanted: Placements) -> Candidates:
-    graph, value_class = candidates.graph, candidates.classes.value_class
+    return _filter(candidates, lambda c, strategy: uses_of(candidates, c, strategy, classes) <= {wanted})
 
-    def keeps(c: int, strategy: Strategy) -> bool:
-        inputs = graph.nodes[candidates.classes.node_members[c][0]].inputs
-        return all(
-            state is None or forward_of(state) == wanted
-            for value, state in zip(inputs, strategy.needs, strict=True)
-            if value_class[value] in classes
-        )
 
-    return _filter(candidates, keeps)
+def uses_of(candidates: Candidates, c: int, strategy: Strategy, classes: Collection[int]) -> set[Placements]:
+    """The placements in which a strategy of node class `c` uses values of these classes; none where it reads at most their shape."""
+    inputs = candidates.graph.nodes[candidates.classes.node_members[c][0]].inputs
+    needs = zip(inputs, strategy.needs, strict=True)
+    value_class = candidates.classes.value_class
+    return {forward_of(state) for value, state in needs if state is not None and value_class[value] in classes}
 
 
 def _pin_ops(candidates: Candidates, pattern: str, row: Any) -> Candidates:

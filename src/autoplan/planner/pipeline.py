@@ -65,12 +65,12 @@ def plan_module(
     progress: Progress | None = None,
     *,
     graph: Graph | None = None,
-    helps: bool = True,
+    advise: bool = True,
 ) -> Planned:
     """The cheapest plan for `module` that fits; raises NoPlanFits, OutOfTime, TargetError, FallbackError.
 
-    `graph` is what `capture_for` made of the module, where it has been captured already. Where nothing fits, the error says what would
-    help, unless that is not wanted: each such change is solved for the memory it needs.
+    `graph` is what `capture_for` made of the module, where it has been captured already. Where nothing fits, the error says what would help
+    if `advise`: each such change is solved for the memory it needs.
     """
     clock = _Clock(progress)
     if graph is None:
@@ -87,7 +87,7 @@ def plan_module(
         deadline = perf_counter() + (request.time_limit_s or TIME_LIMIT_S)
         found = _solve(built, request, progress)
         if found is None:
-            options = remedies(graph, request, lambda changed: capture_for(module, args, kwargs, changed)) if helps else ()
+            options = remedies(graph, request, lambda changed: capture_for(module, args, kwargs, changed)) if advise else ()
             raise nothing_fits(built, request.limit_bytes, options)
     with clock.stage("unfold"):
         facts = ModelFacts.of(module, request.target, request.settings, request.rules)
