@@ -15,7 +15,6 @@ from autoplan.cli.options import PLAN, TARGET_HELP, SettingsCommand, json_option
 from autoplan.cli.order import Order, order_options, ordered
 from autoplan.cli.output import put, put_json, tell
 from autoplan.errors import NoPlanFits, OutOfTime, TargetError
-from autoplan.placement import Mesh
 from autoplan.plan import Plan, plan_to_json, write_plan
 
 if TYPE_CHECKING:
@@ -101,13 +100,13 @@ def plans_of_meshes(order: Order, devices: int, axes: int) -> list[Try]:
         loaded = order.loaded(stages)
         stages.stage("capture")
         from autoplan.planner.pipeline import capture_for
-        from autoplan.planner.shapes import mesh_shapes
+        from autoplan.planner.shapes import mesh_shapes, shape_text
 
         built = loaded.built
         graph = capture_for(built.module, built.args, built.kwargs, options)
         found: list[Try] = []
         for mesh in mesh_shapes(devices, loaded.hardware.gpus_per_node, axes):
-            stages.stage(_text(mesh))
+            stages.stage(shape_text(mesh.shape))
             try:
                 tried, interrupted = _try(loaded, loaded.request(mesh, options, ()), graph, stages)
             except KeyboardInterrupt:
@@ -123,8 +122,9 @@ def plans_of_meshes(order: Order, devices: int, axes: int) -> list[Try]:
 def _try(loaded: Loaded, request: PlanRequest, graph: Graph, stages: Stages) -> tuple[Try, bool]:
     """One mesh, and whether the user cut its planning short."""
     from autoplan.planner.pipeline import plan_module
+    from autoplan.planner.shapes import shape_text
 
-    mesh, built, start = _text(request.mesh), loaded.built, perf_counter()
+    mesh, built, start = shape_text(request.mesh.shape), loaded.built, perf_counter()
     try:
         planned = plan_module(built.module, built.args, built.kwargs, request, _Found(stages), graph=graph, advise=False)
     except (NoPlanFits, OutOfTime) as error:
@@ -171,7 +171,9 @@ def table(tries: Sequence[Try]) -> Iterator[str]:
 def _cells(entry: Try) -> tuple[str, ...]:
     if entry.plan is None:
         if isinstance(entry.error, NoPlanFits):
-            return entry.mesh, f"nothing fits; the smallest needs {entry.error.smallest_bytes / _GIB:.4g} GiB"
+            from autoplan.planner.infeasible import rounded_up_gib
+
+            return entry.mesh, f"nothing fits; the smallest needs {rounded_up_gib(entry.error.smallest_bytes):.4g} GiB"
         return entry.mesh, "no plan in the time there was"
     predicted, solver = entry.plan.predicted, entry.plan.solver
     gap = "" if solver.status == "optimal" else "?" if solver.gap is None else f"gap {100 * solver.gap:.2g} %"
@@ -190,7 +192,3 @@ def _first_error(tries: Sequence[Try]) -> Exception:
     if fitting:
         return min(fitting, key=lambda error: error.smallest_bytes)
     return next(entry.error for entry in tries if entry.error is not None)
-
-
-def _text(mesh: Mesh) -> str:
-    return "x".join(map(str, mesh.shape))

@@ -1,9 +1,10 @@
 """Seconds and bytes of ops in compiled pieces: what `passes`, `compute` and `memory` say of eager ones. Shapes are LOCAL.
 
 Ops with kernels of their own cost what they cost eager. Of those that fuse only what they move to or from memory counts, at the
-same bytes per second; what lies between them costs nothing. The mask of a dropout is drawn by a kernel of its own. Two things are as the profiles of compiled steps show them
-(benchmarks/runtime/h200x2-*.jsonl): cross-entropy takes the time of three reads of its logits forward (4.2 GB in 3.1 ms, and in
-3.0 ms split by classes), and split by classes its gradient lies in memory in fp32 before it is cast (its scatter does not fuse).
+same bytes per second; what lies between them costs nothing. The mask of a dropout is drawn by a kernel of its own. Two things are as
+the profiles of compiled steps show them (benchmarks/runtime/h200x2-*.jsonl): cross-entropy takes the time of three reads of its logits
+forward (4.2 GB in 3.1 ms, and in 3.0 ms split by classes), and split by classes its gradient lies in memory in fp32 before it is cast
+(its scatter does not fuse).
 """
 
 from __future__ import annotations

@@ -7,13 +7,14 @@ from dataclasses import replace
 from math import prod
 
 from autoplan.graph import Graph
-from autoplan.placement import Mesh
+from autoplan.placement import Mesh, parse_mesh
 from autoplan.plan.schema import Options
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.infeasible import Remedy
 from autoplan.planner.pins import pinned
 from autoplan.planner.prices import Prices
 from autoplan.planner.request import PlanRequest
+from autoplan.planner.shapes import shape_text
 from autoplan.planner.terms import terms_of
 
 SHAPES = 3  # other shapes of the mesh that are tried
@@ -26,7 +27,7 @@ def remedies(graph: Graph, request: PlanRequest, recaptured: Callable[[Options],
         options = replace(request.options, precision="bf16")
         found.append(Remedy("with --precision bf16", lambda: problem_of(recaptured(options), replace(request, options=options))))
     if not request.pins:  # which speak of this mesh
-        found += [Remedy(f"on --mesh {_text(shape)}", _on(graph, request, shape)) for shape in _shapes(request.mesh)]
+        found += [Remedy(f"on --mesh {shape_text(shape)}", _on(graph, request, shape)) for shape in _shapes(request.mesh)]
     return found
 
 
@@ -41,7 +42,7 @@ def _without_pin(graph: Graph, request: PlanRequest, k: int) -> Callable[[], Bui
 
 
 def _on(graph: Graph, request: PlanRequest, shape: tuple[int, ...]) -> Callable[[], Built]:
-    return lambda: problem_of(graph, replace(request, mesh=Mesh(tuple("xyzuvw"[: len(shape)]), shape)))
+    return lambda: problem_of(graph, replace(request, mesh=parse_mesh(shape_text(shape))))
 
 
 def _shapes(mesh: Mesh) -> list[tuple[int, ...]]:
@@ -54,7 +55,3 @@ def _shapes(mesh: Mesh) -> list[tuple[int, ...]]:
 def _two_axes(n: int) -> Iterator[tuple[int, ...]]:
     yield (n,)
     yield from ((n // k, k) for k in range(2, n) if n % k == 0)
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

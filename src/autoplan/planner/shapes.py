@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from autoplan.placement import Mesh
-
-_AXES = "xyzuvw"
+from autoplan.placement import Mesh, parse_mesh
 
 
 def mesh_shapes(devices: int, per_node: int, most_axes: int) -> list[Mesh]:
@@ -18,7 +16,12 @@ def mesh_shapes(devices: int, per_node: int, most_axes: int) -> list[Mesh]:
     shapes = [shape for axes in range(1, most_axes + 1) for shape in _factors(devices, axes)]
     if devices <= per_node:
         shapes = [shape for shape in shapes if list(shape) == sorted(shape)]
-    return [Mesh(tuple(_AXES[: len(shape)]), shape) for shape in shapes]
+    return [parse_mesh(shape_text(shape)) for shape in shapes]
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as `--mesh` takes it: `2x4`."""
+    return "x".join(map(str, shape))
 
 
 def _factors(number: int, count: int) -> Iterator[tuple[int, ...]]:

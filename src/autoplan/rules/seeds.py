@@ -42,17 +42,17 @@ def _mix(value: int) -> int:
 
 
 def dropped(x: Tensor, p: float, seed: int, shard: int) -> tuple[Tensor, Tensor]:
-    """`x` without a share `p` < 1 of its elements, the others divided by 1 - p, and the mask of what is left.
+    """`x` without a share `p` of its elements, the others divided by 1 - p, and the mask of what is left.
 
     The mask is an op of its own only where torch.compile needs one, which knows no generators. Eager CUDA has one kernel for all that.
     """
     if torch.compiler.is_compiling():
         keep = _keep_mask(x.detach(), p, seed, shard)
-    elif x.is_cuda:
+    elif x.is_cuda and p < 1:
         return torch.ops.aten._fused_dropout(x, 1 - p, generator(seed, shard, x.device))
     else:
         keep = _drawn(x.detach(), p, seed, shard)
-    return x * keep * (1 / (1 - p)), keep
+    return x * keep * (1 / (1 - p) if p < 1 else 0.0), keep
 
 
 def _drawn(x: Tensor, p: float, seed: int, shard: int) -> Tensor:

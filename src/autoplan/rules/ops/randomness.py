@@ -38,11 +38,7 @@ def dropout(call: Call) -> Iterator[Row]:
 @local("dropout")
 def local_dropout(call: LocalCall) -> Tensor | tuple[Tensor, ...]:
     """Dropout with this shard's own mask."""
-    x, p = call.arg(0, "input"), call.arg(1, "p")
-    if p < 1:
-        y, keep = dropped(x, p, call.seed, call.shard)
-    else:
-        y, keep = x * 0.0, torch.zeros_like(x, dtype=torch.bool)
+    y, keep = dropped(call.arg(0, "input"), call.arg(1, "p"), call.seed, call.shard)
     return (y, keep.bool()) if len(call.call.outputs) == 2 else y
 
 
@@ -69,16 +65,16 @@ def random_factory(call: Call) -> Iterator[Row]:
 @local("random_factory")
 def local_random_factory(call: LocalCall) -> Tensor:
     """This shard's random numbers, drawn by the op with local sizes."""
-    name, shape = call.call.op.split(".")[1].removesuffix("_like"), call.output_shape(0)
-    device = torch.device(call.kwargs.get("device") or (call.args[0].device if call.call.op.split(".")[1].endswith("_like") else "cpu"))
+    name = call.call.op.split(".")[1]
+    device = torch.device(call.kwargs.get("device") or (call.args[0].device if name.endswith("_like") else "cpu"))
     dtype = getattr(torch, call.call.outputs[0].dtype)
     bounds: list[float] = []
     if name == "normal":
         bounds = [call.arg(0, "mean"), call.arg(1, "std")]
-    elif name == "randint":
+    elif name.startswith("randint"):
         *low, high = (arg for arg in call.args if isinstance(arg, int))
         bounds = [*(low or (0,)), high]
-    return random_tensor(name, shape, bounds, dtype, device, call.seed, call.shard)
+    return random_tensor(name.removesuffix("_like"), call.output_shape(0), bounds, dtype, device, call.seed, call.shard)
 
 
 @rule("aten.bernoulli", "aten.rrelu", "aten.alpha_dropout", "aten.feature_dropout", "aten.multinomial", "aten.normal_functional")
