@@ -102,25 +102,28 @@ def _pad(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
     return padded.flatten(dim, dim + 2)
 
 
+def parts_for_ranks(tensor: Tensor, shard: Shard, n: int) -> Tensor:
+    """[n, *local]: what each of n ranks has of `tensor` when it is cut by `shard`, contiguous. Only a view where dim 0 is cut in one run."""
+    parts = tensor.unflatten(shard.dim, (shard.groups, n, -1)).movedim(shard.dim + 1, 0)
+    return parts.flatten(shard.dim + 1, shard.dim + 2).contiguous()
+
+
+def joined_parts(parts: Tensor, shard: Shard) -> Tensor:
+    """The whole tensor, contiguous, of what each rank has of it, [n, *local]: the inverse of `parts_for_ranks`."""
+    runs = parts.unflatten(shard.dim + 1, (shard.groups, -1)).movedim(0, shard.dim + 1)
+    return runs.flatten(shard.dim, shard.dim + 2).contiguous()
+
+
 def _all_gather(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
     assert isinstance(step.src, Shard)
-    n = group.mesh.group_size(step.axes)
-    dim, groups = step.src.dim, step.src.groups
-    front = tensor.movedim(dim, 0).contiguous()
-    gathered = group.all_gather(front, step.axes)
-    if groups > 1:
-        gathered = _split(gathered, 0, n, groups, -1).transpose(0, 1).flatten(0, 2)
-    return gathered.movedim(0, dim).contiguous()
+    gathered = group.all_gather(tensor.contiguous(), step.axes)
+    return joined_parts(gathered.unflatten(0, (group.mesh.group_size(step.axes), -1)), step.src)
 
 
 def _reduce_scatter(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
     assert isinstance(step.dst, Shard)
-    n = group.mesh.group_size(step.axes)
-    dim, groups = step.dst.dim, step.dst.groups
-    front = tensor.movedim(dim, 0)
-    if groups > 1:
-        front = _split(front, 0, groups, n, -1).transpose(0, 1).flatten(0, 2)
-    return group.reduce_scatter(front.contiguous(), step.axes).movedim(0, dim).contiguous()
+    parts = parts_for_ranks(tensor, step.dst, group.mesh.group_size(step.axes))
+    return group.reduce_scatter(parts.flatten(0, 1), step.axes)
 
 
 def _all_reduce(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
@@ -130,13 +133,8 @@ def _all_reduce(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
 def _all_to_all(tensor: Tensor, step: Step, group: Collectives) -> Tensor:
     """Cut `dst.dim` into a part per rank, exchange, and put what arrives together along `src.dim`."""
     assert isinstance(step.src, Shard) and isinstance(step.dst, Shard)
-    n = group.mesh.group_size(step.axes)
-    parts = _split(tensor, step.dst.dim, step.dst.groups, n, -1).movedim(step.dst.dim + 1, 0)
-    parts = parts.flatten(step.dst.dim + 1, step.dst.dim + 2).contiguous()  # [n, *local with dst.dim cut]
-    arrived = group.all_to_all(parts, step.axes)
-    dim, groups = step.src.dim, step.src.groups
-    arrived = _split(arrived, dim + 1, groups, -1)  # [n, ..., groups, m, ...]
-    return arrived.movedim(0, dim + 1).flatten(dim, dim + 2).contiguous()
+    parts = parts_for_ranks(tensor, step.dst, group.mesh.group_size(step.axes))
+    return joined_parts(group.all_to_all(parts, step.axes), step.src)
 
 
 _RUN = {

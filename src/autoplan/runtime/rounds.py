@@ -11,6 +11,7 @@ from torch import Tensor
 
 from autoplan.assignment.gathers import BUCKETED, Bucket
 from autoplan.collectives import Collectives, UnderWay, run_steps
+from autoplan.collectives.redistribute import joined_parts, parts_for_ranks
 from autoplan.placement import Shard
 from autoplan.redistribution import Step
 
@@ -68,27 +69,18 @@ class _Packing:
     unpack: Callable[[Tensor, Step, int], Tensor]
 
 
-def _pack_shard(tensor: Tensor, step: Step, n: int) -> Tensor:
-    """The shard with the cut dim in front."""
-    return tensor.movedim(_shard(step.src).dim, 0).contiguous()
-
-
 def _unpack_gathered(gathered: Tensor, step: Step, n: int) -> Tensor:
-    """[n * m, ...], the shards of n ranks, each of `groups` runs of rows -> the whole tensor, contiguous."""
-    shard = _shard(step.src)
-    runs = gathered.unflatten(0, (n, shard.groups, -1))  # [n, groups, k, ...]
-    return runs.transpose(0, 1).flatten(0, 2).movedim(0, shard.dim).contiguous()
+    """[n * rows, ...], the shards of n ranks one after the other -> the whole tensor."""
+    return joined_parts(gathered.unflatten(0, (n, -1)), _shard(step.src))
 
 
 def _pack_for_ranks(tensor: Tensor, step: Step, n: int) -> Tensor:
-    """The rows of every rank together, those of the first rank first: [n * m, ...]."""
-    shard = _shard(step.dst)
-    runs = tensor.movedim(shard.dim, 0).unflatten(0, (shard.groups, n, -1))  # [groups, n, k, ...]
-    return runs.transpose(0, 1).flatten(0, 2).contiguous()
+    """What every rank gets, one after the other: [n * rows, ...]."""
+    return parts_for_ranks(tensor, _shard(step.dst), n).flatten(0, 1)
 
 
-def _unpack_scattered(scattered: Tensor, step: Step, n: int) -> Tensor:
-    return scattered.movedim(0, _shard(step.dst).dim).contiguous()
+def _contiguous(tensor: Tensor, step: Step, n: int) -> Tensor:
+    return tensor.contiguous()
 
 
 def _as_it_is(tensor: Tensor, step: Step, n: int) -> Tensor:
@@ -101,7 +93,7 @@ def _shard(placement: object) -> Shard:
 
 
 _PACKING = {
-    "all-gather": _Packing(_pack_shard, _unpack_gathered),
-    "reduce-scatter": _Packing(_pack_for_ranks, _unpack_scattered),
+    "all-gather": _Packing(_contiguous, _unpack_gathered),
+    "reduce-scatter": _Packing(_pack_for_ranks, _as_it_is),
     "all-reduce": _Packing(_as_it_is, _as_it_is),
 }
