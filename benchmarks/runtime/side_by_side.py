@@ -39,10 +39,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
 
+from emulated import check as emulated_check  # noqa: E402
+from emulated import join as join_emulated  # noqa: E402
 from hand_written import Recipe, backward_context, hand_written, local_value  # noqa: E402
 from make_plans import FOLDERS, RECOMPUTED, SIZES  # noqa: E402
 from traces import profiled  # noqa: E402
 
+from autoplan.cost.hardware import load_hardware  # noqa: E402
 from autoplan.load import build_skeleton, load_target  # noqa: E402
 from autoplan.plan import load_plan  # noqa: E402
 from autoplan.plan.schema import Plan, RecomputeLine  # noqa: E402
@@ -51,6 +54,7 @@ from autoplan.runtime.parallelize import local_forward, parallelize  # noqa: E40
 from autoplan.runtime.weights import initialize  # noqa: E402
 
 GIB = 2**30
+PROFILE = "h200-sxm"  # of emulated collectives
 TARGET = "autoplan.models.llama:build"
 DEFAULT = {
     2: "floor hand:ddp/head hand:fsdp/head hand:tp own compiled data data/recompute tensor",
@@ -108,8 +112,11 @@ class Place:
 
 def main() -> None:
     options = parse_options()
-    place = start()
-    report = Report(options.out, {"size": "", "ranks": place.ranks, "date": str(date.today()), **machine()})
+    place = start(options)
+    emulated = {"emulated": True, "ctas": options.ctas} if options.emulate else {}
+    report = Report(options.out, {"size": "", "ranks": place.ranks, "date": str(date.today()), **machine(), **emulated})
+    if options.emulate and place.device.type == "cuda":
+        report.write({"collectives": emulated_check(load_hardware(PROFILE), options.ctas)})
     begun = time.monotonic()
     for size in options.size:
         report.common["size"] = size
@@ -136,14 +143,20 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--turn", type=int, default=4, help="timed steps in a turn, behind one that is not timed (default 4)")
     parser.add_argument("--profile", nargs="*", default=[], metavar="SETTING", help="settings to profile, or `best`")
     parser.add_argument("--limit-s", type=float, default=1e9, help="build nothing more after so many seconds")
+    parser.add_argument("--emulate", type=int, metavar="N", help="be one rank of N on one GPU (see emulated.py)")
+    parser.add_argument("--ctas", type=int, default=16, help="blocks of an emulated collective (default 16)")
     parser.add_argument("--compile", default="{}", metavar="JSON", help="further arguments of torch.compile for our settings")
     return parser.parse_args()
 
 
-def start() -> Place:
-    """Join the other processes: nccl on CUDA, gloo on the CPU."""
+def start(options: argparse.Namespace) -> Place:
+    """Join the other processes: nccl on CUDA, gloo on the CPU; or be one of those that are emulated."""
     torch._dynamo.config.recompile_limit = 64  # tensor parallelism compiles layers more than once
     torch._dynamo.config.optimize_ddp = False  # it would cut each compiled layer at DDP's buckets
+    if options.emulate:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        join_emulated(options.emulate, load_hardware(PROFILE), options.ctas, device)
+        return Place(device, options.emulate)
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
         dist.init_process_group("gloo")
