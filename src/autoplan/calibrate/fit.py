@@ -21,6 +21,8 @@ from autoplan.graph.ir import ITEM_BYTES
 
 LAUNCH, PEAKS, MATMUL, DRAWS = (("compute", name) for name in ("launch_s", "flops_per_s", "matmul", "draws"))
 MISALIGNED, LINK, TABLES = (*MATMUL, "misaligned"), ("node_link",), ("node_link", "measured")
+ROUNDS = 3  # of latency and bandwidth in turns: each leaves a little to the other
+START_S, START_BYTES_PER_S = 1e-3, 1e7  # slow enough to decide a prediction, which is the larger of two times
 USABLE = 0.94  # of a device's memory: what context, NCCL's buffers and fragments leave (cost/profiles)
 
 
@@ -84,7 +86,7 @@ def _launch(before: Fitted, evidence: Evidence) -> Fitted:
     timings = evidence.of("launch")
     if not timings:
         return before
-    hardware = fitted(before.hardware, [Parameter(LAUNCH)], timings)
+    hardware = fitted(before.hardware, [Parameter(LAUNCH, START_S)], timings)
     return before.having(hardware, {"compute.launch_s": _said(timings, hardware, "x*y of small vectors, the device idle before")})
 
 
@@ -115,7 +117,7 @@ def _products(before: Fitted, evidence: Evidence) -> Fitted:
         return before
     now = before.hardware.compute.matmul
     parameters = [
-        Parameter((*MATMUL, "efficiency"), most=4.0),
+        Parameter((*MATMUL, "efficiency"), min(0.3, now.efficiency), most=4.0),
         Parameter((*MATMUL, "half_depth"), max(now.half_depth, 10.0), least=0.5, most=1e5),
         Parameter((*MATMUL, "half_tile"), max(now.half_tile, 1e3), least=50.0, most=1e9),
     ]
@@ -186,7 +188,7 @@ def _draws(before: Fitted, evidence: Evidence) -> Fitted:
     masks = evidence.of("dropout")
     hardware, sources = before.hardware, {}
     if masks:
-        parameter = Parameter((*DRAWS, "mask_s"), hardware.compute.draws.mask_s or 1e-9, least=1e-16)
+        parameter = Parameter((*DRAWS, "mask_s"), START_S, least=1e-16)
         hardware = fitted(hardware, [parameter], masks)
         sources["compute.draws.mask_s"] = _said(masks, hardware, "dropout")
     for way in ("forward", "backward"):
@@ -197,9 +199,7 @@ def _draws(before: Fitted, evidence: Evidence) -> Fitted:
         if known:
             name = f"attention_{way}_s"
             hardware = with_number(hardware, (*DRAWS, name), max(0.0, median(known)))
-            sources[f"compute.draws.{name}"] = f"measured: what dropout adds to {len(known)} shapes; " + _said(
-                timings, hardware, "together"
-            )
+            sources[f"compute.draws.{name}"] = _said(timings, hardware, "what dropout adds to the same attention")
     return before.having(hardware, sources)
 
 
@@ -222,64 +222,84 @@ def _optimizer(before: Fitted, evidence: Evidence) -> Fitted:
 
 def _links(before: Fitted, evidence: Evidence) -> Fitted:
     """Tables by group size, and the formula for sizes without: latency from small messages, bandwidth from large ones."""
-    timings = [each for each in evidence.of("links") if isinstance(each.work, Collective) and not each.work.between]
+    timings = [each for each in evidence.of("links") if not _collective(each).between]
     if not timings:
         return before
-    groups = sorted({each.work.ranks for each in timings})
-    latency = [
-        Parameter((*LINK, "latency_s", k), before.hardware.node_link.latency_s[k] or 1e-5, least=1e-9) for k in range(min(2, len(groups)))
-    ]
+    groups = sorted({_collective(each).ranks for each in timings})
+    pair, per_doubling = (Parameter((*LINK, "latency_s", k), before.hardware.node_link.latency_s[k] or 1e-5, least=1e-9) for k in range(2))
+    latency = [pair, per_doubling] if len(groups) > 1 else [pair]
+    small, large = _ends(timings)
     hardware = with_number(before.hardware, TABLES, {})
-    sizes = sorted({each.work.full_bytes for each in timings})
-    small, large = sizes[max(0, len(sizes) // 4)], sizes[-max(1, len(sizes) // 4)]
-    for _ in range(3):  # each leaves a little to the other
-        hardware = fitted(hardware, latency, [each for each in timings if each.work.full_bytes <= small])
+    for _ in range(ROUNDS):
+        hardware = fitted(hardware, latency, small)
         for kind in KINDS:
-            of_kind = [each for each in timings if each.work.kind == kind and each.work.full_bytes >= large]
-            hardware = fitted(hardware, [Parameter((*LINK, "bytes_per_s", kind))], of_kind)
-    said = _said(timings, hardware, "by the formula latency + bytes / bandwidth")
-    few = f"{evidence.base.name}'s: groups of one size alone were measured"
+            hardware = fitted(
+                hardware, [Parameter((*LINK, "bytes_per_s", kind))], [each for each in large if _collective(each).kind == kind]
+            )
+    as_base = f"as {evidence.base.name}"
+    missing = set(KINDS) - {_collective(each).kind for each in large}
     return before.having(
         with_number(hardware, TABLES, _tables(timings)),
         {
-            "node_link": said,
-            "node_link.latency_s.pair": f"fitted to messages of up to {small} bytes",
-            "node_link.latency_s.per_doubling": f"fitted, up to {groups[-1]} ranks" if len(groups) > 1 else few,
-            "node_link.bytes_per_s": f"bus bandwidth, fitted to messages of {large} bytes and more",
+            "node_link": _said(timings, hardware, "by the formula latency + bytes / bandwidth"),
+            "node_link.latency_s": f"fitted to messages of up to {_most_bytes(small)} bytes",
+            "node_link.latency_s.per_doubling": f"up to {groups[-1]} ranks"
+            if len(groups) > 1
+            else f"{as_base}: groups of one size alone were measured",
+            "node_link.bytes_per_s": f"bus bandwidth, fitted to messages of up to {_most_bytes(large)} bytes",
+            **{f"node_link.bytes_per_s.{kind}": as_base for kind in missing},
             "node_link.measured": "seconds by group size; bytes of the full (gathered) tensor",
         },
     )
+
+
+def _collective(timing: Timing) -> Collective:
+    assert isinstance(timing.work, Collective)
+    return timing.work
+
+
+def _ends(timings: Sequence[Timing]) -> tuple[list[Timing], list[Timing]]:
+    """Those of a quarter of the sizes, the smallest, which latency decides; and those of the largest quarter, which bandwidth does."""
+    sizes = sorted({_collective(each).full_bytes for each in timings})
+    quarter = -(-len(sizes) // 4)
+    small, large = sizes[quarter - 1], sizes[-quarter]
+    return (
+        [each for each in timings if _collective(each).full_bytes <= small],
+        [each for each in timings if _collective(each).full_bytes >= large],
+    )
+
+
+def _most_bytes(timings: Sequence[Timing]) -> int:
+    return max(_collective(each).full_bytes for each in timings)
 
 
 def _tables(timings: Sequence[Timing]) -> dict[tuple[int, str], tuple[tuple[float, float], ...]]:
     """(bytes, seconds) by group size and kind, for groups of which every kind was measured with the same sizes."""
     found: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for timing in timings:
-        assert isinstance(timing.work, Collective)
-        found.setdefault((timing.work.ranks, timing.work.kind), []).append((timing.work.full_bytes, timing.seconds))
+        work = _collective(timing)
+        found.setdefault((work.ranks, work.kind), []).append((work.full_bytes, timing.seconds))
     tables = {key: tuple(sorted(points)) for key, points in found.items()}
     whole = {group for group, _ in tables if len({tuple(nbytes for nbytes, _ in tables.get((group, kind), ())) for kind in KINDS}) == 1}
     return {key: points for key, points in tables.items() if key[0] in whole}
 
 
 def _network(before: Fitted, evidence: Evidence) -> Fitted:
-    timings = [each for each in evidence.of("network") if isinstance(each.work, Collective)]
+    timings = evidence.of("network")
     if not timings:
         return before
-    sizes = sorted({each.work.full_bytes for each in timings})
-    small, large = sizes[len(sizes) // 4], sizes[-max(1, len(sizes) // 4)]
-    hardware = before.hardware
+    small, large = _ends(timings)
+    hardware, site = before.hardware, evidence.site
     latency = Parameter(("network", "latency_s"), hardware.network.latency_s or 1e-5, least=1e-9)
-    for _ in range(3):
-        hardware = fitted(hardware, [latency], [each for each in timings if each.work.full_bytes <= small])
-        hardware = fitted(hardware, [Parameter(("network", "bytes_per_s"))], [each for each in timings if each.work.full_bytes >= large])
-    site = evidence.site
+    for _ in range(ROUNDS):
+        hardware = fitted(hardware, [latency], small)
+        hardware = fitted(hardware, [Parameter(("network", "bytes_per_s"), START_BYTES_PER_S)], large)
     return before.having(
         hardware,
         {
             "network": _said(timings, hardware, f"{site.hosts} hosts of {site.per_host} ranks"),
-            "network.latency_s": f"for each doubling of hosts, fitted to messages of up to {small} bytes",
-            "network.bytes_per_s": f"of a host with {site.per_host} ranks at work, fitted to messages of {large} bytes and more",
+            "network.latency_s": f"for each doubling of hosts, fitted to messages of up to {_most_bytes(small)} bytes",
+            "network.bytes_per_s": f"of a host with {site.per_host} ranks at work, fitted to messages of up to {_most_bytes(large)} bytes",
         },
     )
 
@@ -301,7 +321,7 @@ def _said(timings: Sequence[Timing], hardware: Hardware, what: str) -> str:
     """`measured: what`, how often, and how well the profile predicts it."""
     errors = sorted((error(hardware, timing) for timing in timings), key=abs)
     runs = sum(timing.runs for timing in timings)
-    return f"measured: {what}; {_count(len(timings), 'timing')} of {_count(runs, 'run')}, predicted {percent(median(map(abs, errors)))} off, at most {percent(errors[-1])}"
+    return f"measured: {what}; {_count(len(timings), 'timing')} of {_count(runs, 'run')}; predictions {percent(median(map(abs, errors)))} off, at most {percent(errors[-1])}"
 
 
 def _count(number: int, one: str, more: str | None = None) -> str:

@@ -44,7 +44,7 @@ def _steps(built: Built, device: torch.device) -> list[float]:
         module(*inputs).backward()
         optimizer.step()
         module.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
+        _settle()
 
     for _ in range(WARM_UP):
         step()
@@ -67,11 +67,16 @@ def starts(ranks: int, device: torch.device) -> Iterator[tuple[Start, list[float
 def _chain(tensor: Tensor, forward: tuple[Step, ...], backward: tuple[Step, ...], group: ProcessGroupCollectives) -> tuple[float, float]:
     """Seconds for each link, forward and backward."""
     outs: list[Tensor] = []
-    torch.cuda.synchronize()
+    _settle()
     forward_s = _seconds(lambda: outs.extend(redistribute_by(tensor, forward, backward, group) for _ in range(CHAIN)))
     gradients = [torch.ones_like(out) for out in outs]
-    torch.cuda.synchronize()
+    _settle()
     return forward_s / CHAIN, _seconds(lambda: torch.autograd.grad(outs, tensor, gradients)) / CHAIN
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -57,7 +57,7 @@ def find_site() -> Site:
 
 def measure(site: Site, other_dtypes: Sequence[str], *, quick: bool, on_stage: Callable[[str], None] = lambda name: None) -> Measured:
     """All timings of this machine. `on_stage` hears what begins. Collective: every rank calls it."""
-    bench = _Bench(site, (QUICK_SECONDS if quick else SECONDS)[site.kind])
+    bench = Bench(site, (QUICK_SECONDS if quick else SECONDS)[site.kind])
     works: list[Work] = list(works_of_device(site.kind, site.dtype, other_dtypes, quick=quick))
     if site.ranks > 1:
         works += collectives(site.kind, site.ranks, site.per_host, ITEM_BYTES[site.dtype], quick=quick)
@@ -72,7 +72,7 @@ def measure(site: Site, other_dtypes: Sequence[str], *, quick: bool, on_stage: C
     return bench.measured
 
 
-class _Bench:
+class Bench:
     """This rank's part of the timing; what it has `measured` is the same on all."""
 
     def __init__(self, site: Site, seconds: float) -> None:

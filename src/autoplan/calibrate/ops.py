@@ -50,9 +50,8 @@ def _product(work: Product, device: torch.device) -> Run:
 def _attention(work: Attention, device: torch.device) -> Run:
     """Views [batch, heads, length, size] of [batch, length, heads, size], as models have them."""
     shapes = [(work.batch, work.length, count, work.size) for count in (work.heads, work.key_heads, work.key_heads)]
-    tensors = [_random(shape, work.dtype, device).transpose(1, 2).requires_grad_() for shape in shapes]
-    run = lambda: F.scaled_dot_product_attention(*tensors, **work.keywords)  # noqa: E731
-    return _one_way(run, tensors, backward=work.way == "backward")
+    q, k, v = tensors = [_random(shape, work.dtype, device).transpose(1, 2).requires_grad_() for shape in shapes]
+    return _one_way(lambda: F.scaled_dot_product_attention(q, k, v, **work.keywords), tensors, backward=work.way == "backward")
 
 
 def _one_way(forward: Run, tensors: list[Tensor], *, backward: bool) -> Run:

@@ -5,6 +5,7 @@ The `family` of a work names the numbers of a profile that it decides.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -263,7 +264,7 @@ class Start:
         return hardware.host.redistribution_s
 
 
-def _call(op: str, shapes: list[tuple[int, ...]], out: tuple[int, ...], dtype: str, **keywords: Any) -> Call:
+def _call(op: str, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...], dtype: str, **keywords: Any) -> Call:
     operands, outputs = (tuple(TensorSpec(shape, dtype, needs_grad=True) for shape in some) for some in (shapes, [out]))
     return Call(f"aten.{op}.default", tuple(map(Ref, range(len(shapes)))), keywords, operands, outputs, axis_size=1)
 

@@ -179,8 +179,7 @@ def tell_residuals(evidence: Evidence, found: Sequence[Residual]) -> None:
     for each in summaries(found):
         table.add_row(each.family, str(each.works), f"{each.typical:.1%}", f"{each.worst.error:+.1%}", each.worst.what)
     tell("")
-    console = Console(stderr=True, highlight=False)
-    console.print(table, width=None if console.is_terminal else _WIDTH)
+    Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDTH).print(table)
     for what, why in evidence.measured.left_out.items():
         tell(f"note: left out: {what}: {why}")
 
