@@ -21,7 +21,6 @@ from autoplan.graph.ir import ITEM_BYTES
 
 LAUNCH, PEAKS, MATMUL, DRAWS = (("compute", name) for name in ("launch_s", "flops_per_s", "matmul", "draws"))
 MISALIGNED, LINK, TABLES = (*MATMUL, "misaligned"), ("node_link",), ("node_link", "measured")
-ROUNDS = 3  # of latency and bandwidth in turns: each leaves a little to the other
 START_S, START_BYTES_PER_S = 1e-3, 1e7  # slow enough to decide a prediction, which is the larger of two times
 USABLE = 0.94  # of a device's memory: what context, NCCL's buffers and fragments leave (cost/profiles)
 
@@ -221,33 +220,24 @@ def _optimizer(before: Fitted, evidence: Evidence) -> Fitted:
 
 
 def _links(before: Fitted, evidence: Evidence) -> Fitted:
-    """Tables by group size, and the formula for sizes without: latency from small messages, bandwidth from large ones."""
+    """Tables by group size, and the formula for sizes without: latency, which small messages decide, and the bandwidth of large ones."""
     timings = [each for each in evidence.of("links") if not _collective(each).between]
     if not timings:
         return before
     groups = sorted({_collective(each).ranks for each in timings})
-    pair, per_doubling = (Parameter((*LINK, "latency_s", k), before.hardware.node_link.latency_s[k] or 1e-5, least=1e-9) for k in range(2))
-    latency = [pair, per_doubling] if len(groups) > 1 else [pair]
-    small, large = _ends(timings)
-    hardware = with_number(before.hardware, TABLES, {})
-    for _ in range(ROUNDS):
-        hardware = fitted(hardware, latency, small)
-        for kind in KINDS:
-            hardware = fitted(
-                hardware, [Parameter((*LINK, "bytes_per_s", kind))], [each for each in large if _collective(each).kind == kind]
-            )
+    kinds = [kind for kind in KINDS if any(_collective(each).kind == kind for each in timings)]
+    parameters = [Parameter((*LINK, "latency_s", k), START_S, least=1e-9) for k in range(2 if len(groups) > 1 else 1)]
+    parameters += [Parameter((*LINK, "bytes_per_s", kind), START_BYTES_PER_S) for kind in kinds]
+    hardware = fitted(with_number(before.hardware, TABLES, {}), parameters, _ends(timings))
     as_base = f"as {evidence.base.name}"
-    missing = set(KINDS) - {_collective(each).kind for each in large}
     return before.having(
         with_number(hardware, TABLES, _tables(timings)),
         {
             "node_link": _said(timings, hardware, "by the formula latency + bytes / bandwidth"),
-            "node_link.latency_s": f"fitted to messages of up to {_most_bytes(small)} bytes",
-            "node_link.latency_s.per_doubling": f"up to {groups[-1]} ranks"
-            if len(groups) > 1
-            else f"{as_base}: groups of one size alone were measured",
-            "node_link.bytes_per_s": f"bus bandwidth, fitted to messages of up to {_most_bytes(large)} bytes",
-            **{f"node_link.bytes_per_s.{kind}": as_base for kind in missing},
+            "node_link.latency_s": "fitted to the smallest and the largest messages",
+            "node_link.latency_s.per_doubling": f"up to {groups[-1]} ranks" if len(groups) > 1 else f"{as_base}: all groups were alike",
+            "node_link.bytes_per_s": "bus bandwidth, fitted to the same",
+            **{f"node_link.bytes_per_s.{kind}": as_base for kind in KINDS if kind not in kinds},
             "node_link.measured": "seconds by group size; bytes of the full (gathered) tensor",
         },
     )
@@ -258,19 +248,12 @@ def _collective(timing: Timing) -> Collective:
     return timing.work
 
 
-def _ends(timings: Sequence[Timing]) -> tuple[list[Timing], list[Timing]]:
-    """Those of a quarter of the sizes, the smallest, which latency decides; and those of the largest quarter, which bandwidth does."""
+def _ends(timings: Sequence[Timing]) -> list[Timing]:
+    """Those of the smallest quarter of the sizes and of the largest: protocols change in between, and no line goes through all."""
     sizes = sorted({_collective(each).full_bytes for each in timings})
     quarter = -(-len(sizes) // 4)
-    small, large = sizes[quarter - 1], sizes[-quarter]
-    return (
-        [each for each in timings if _collective(each).full_bytes <= small],
-        [each for each in timings if _collective(each).full_bytes >= large],
-    )
-
-
-def _most_bytes(timings: Sequence[Timing]) -> int:
-    return max(_collective(each).full_bytes for each in timings)
+    at_ends = {*sizes[:quarter], *sizes[-quarter:]}
+    return [each for each in timings if _collective(each).full_bytes in at_ends]
 
 
 def _tables(timings: Sequence[Timing]) -> dict[tuple[int, str], tuple[tuple[float, float], ...]]:
@@ -288,18 +271,15 @@ def _network(before: Fitted, evidence: Evidence) -> Fitted:
     timings = evidence.of("network")
     if not timings:
         return before
-    small, large = _ends(timings)
-    hardware, site = before.hardware, evidence.site
-    latency = Parameter(("network", "latency_s"), hardware.network.latency_s or 1e-5, least=1e-9)
-    for _ in range(ROUNDS):
-        hardware = fitted(hardware, [latency], small)
-        hardware = fitted(hardware, [Parameter(("network", "bytes_per_s"), START_BYTES_PER_S)], large)
+    site = evidence.site
+    parameters = [Parameter(("network", "latency_s"), START_S, least=1e-9), Parameter(("network", "bytes_per_s"), START_BYTES_PER_S)]
+    hardware = fitted(before.hardware, parameters, _ends(timings))
     return before.having(
         hardware,
         {
             "network": _said(timings, hardware, f"{site.hosts} hosts of {site.per_host} ranks"),
-            "network.latency_s": f"for each doubling of hosts, fitted to messages of up to {_most_bytes(small)} bytes",
-            "network.bytes_per_s": f"of a host with {site.per_host} ranks at work, fitted to messages of up to {_most_bytes(large)} bytes",
+            "network.latency_s": "for each doubling of hosts, fitted to the smallest and the largest messages",
+            "network.bytes_per_s": f"of a host with {site.per_host} ranks at work, fitted to the same",
         },
     )
 
