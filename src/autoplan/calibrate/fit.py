@@ -65,7 +65,7 @@ def _site(before: Fitted, evidence: Evidence) -> Fitted:
     of = "CUDA reports" if site.kind == "cuda" else f"the host has for each of {_count(site.per_host, 'process', 'processes')}"
     sources = {"device": "as it calls itself", "memory_gib": f"{USABLE} of the {site.memory_bytes / 2**30:.1f} GiB that {of}: assumption"}
     per_node = base.gpus_per_node
-    if site.kind == "cuda" or site.hosts > 1:
+    if site.kind == "cuda" or site.hosts > 1 or site.per_host > per_node:
         per_node = site.devices_per_host
         sources["gpus_per_node"] = "GPUs of this host" if site.kind == "cuda" else "processes on each host"
     hardware = before.hardware.changed(device=site.device, memory_bytes=int(USABLE * site.memory_bytes), gpus_per_node=per_node)
@@ -235,7 +235,9 @@ def _links(before: Fitted, evidence: Evidence) -> Fitted:
         {
             "node_link": _said(timings, hardware, "by the formula latency + bytes / bandwidth"),
             "node_link.latency_s": "fitted to the smallest and the largest messages",
-            "node_link.latency_s.per_doubling": f"up to {groups[-1]} ranks" if len(groups) > 1 else f"{as_base}: all groups were alike",
+            "node_link.latency_s.per_doubling": f"up to {groups[-1]} ranks"
+            if len(groups) > 1
+            else f"{as_base}: there were groups of one size alone",
             "node_link.bytes_per_s": "bus bandwidth, fitted to the same",
             **{f"node_link.bytes_per_s.{kind}": as_base for kind in KINDS if kind not in kinds},
             "node_link.measured": "seconds by group size; bytes of the full (gathered) tensor",

@@ -105,8 +105,8 @@ class Bench:
         except Exception as error:
             if self.site.kind == "cuda":
                 torch.cuda.empty_cache()
-            said = str(error).strip().splitlines()
-            return f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
+            said = "".join(each if each.isprintable() else " " for each in next(iter(str(error).strip().splitlines()), ""))
+            return f"{type(error).__name__}: {said[:200]}"  # it goes into the file, where control characters are no comment
 
     def _note(self, name: str, own: Sequence[tuple[Work | None, list[float] | str]]) -> None:
         """The median over the ranks of what each had, unless one of them failed."""
@@ -122,7 +122,9 @@ class Bench:
 
 
 def _everyone(own: Any) -> list[Any]:
-    """What every rank has, in rank order."""
+    """What every rank has, in rank order; one rank alone needs no numpy for it, as torch's exchange does."""
+    if dist.get_world_size() == 1:
+        return [own]
     found = [None] * dist.get_world_size()
     dist.all_gather_object(found, own)
     return found
