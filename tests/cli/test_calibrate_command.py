@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autoplan.cost.hardware import load_hardware
 
@@ -62,6 +63,20 @@ def test_one_process_takes_links_from_the_base_and_says_so(tmp_path: Path) -> No
     assert hardware.compute.flops_per_s["float32"] > 1e9
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_everything_is_measured_and_what_takes_the_time_is_predicted(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "autoplan", "calibrate", "-o", "ours.yaml", "--quick", "--json"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | {"PYTHONPATH": str(ROOT / "src")}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout)
+    assert not said["left_out"] and {"host ops", "host redistributions", "products misaligned"} <= set(said["families"])
+    typical = {name: each["typical_error"] for name, each in said["families"].items()}
+    assert all(typical[name] < 0.15 for name in ("products", "attention forward", "attention backward", "vectors")), typical
+
+
 def test_under_torchrun_a_mistake_is_said_once(tmp_path: Path) -> None:
     ended = calibrate(2, "-o", FOLDER_THAT_CANNOT_BE, folder=tmp_path)
     assert ended.returncode != 0
@@ -86,8 +101,6 @@ def test_mistakes_are_said_before_anything_is_measured(run: Run, arguments: tupl
 
 
 def test_more_processes_than_gpus_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

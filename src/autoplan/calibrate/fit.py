@@ -312,4 +312,5 @@ def _count(number: int, one: str, more: str | None = None) -> str:
 
 def percent(log_ratio: float) -> str:
     """How far a prediction is off, of what was measured."""
-    return f"{100 * expm1(log_ratio):.2g} %"
+    off = 100 * expm1(log_ratio)
+    return f"{off:.0f} %" if abs(off) >= 10 else f"{off:.2g} %"
