@@ -29,8 +29,8 @@ def times(run: Run, seconds: float, before: Run | None = None, count: Callable[[
 
 
 def at_work(taken: Sequence[float]) -> float:
-    """The median of what was taken once the device was warm: of the last two thirds."""
-    return median(taken[len(taken) // 3 :])
+    """The median of what was taken once the device was warm: of the last two thirds. Never nothing, as coarse clocks may have it."""
+    return max(1e-9, median(taken[len(taken) // 3 :]))
 
 
 def _on_cuda(run: Run, before: Run | None, count: int) -> list[float]:
