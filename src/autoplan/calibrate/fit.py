@@ -39,7 +39,7 @@ class Fitted:
 
 def fit(evidence: Evidence) -> Fitted:
     """The whole profile, one kind of numbers after another: later ones are fitted with those before."""
-    fitted = Fitted(evidence.base)
+    found = Fitted(evidence.base)
     for stage in (
         _site,
         _vectors,
@@ -55,8 +55,8 @@ def fit(evidence: Evidence) -> Fitted:
         _network,
         _host,
     ):
-        fitted = stage(fitted, evidence)
-    return fitted
+        found = stage(found, evidence)
+    return found
 
 
 def _site(before: Fitted, evidence: Evidence) -> Fitted:
@@ -97,7 +97,7 @@ def _peaks(before: Fitted, evidence: Evidence) -> Fitted:
         return before
     best = max(timings, key=_rate)
     ratio = _rate(best) / before.hardware.compute.peak(dtype)
-    hardware = with_number(before.hardware, PEAKS, {name: peak * ratio for name, peak in peaks.items()})
+    hardware = with_number(before.hardware, PEAKS, {**{name: peak * ratio for name, peak in peaks.items()}, dtype: _rate(best)})
     name = evidence.base.name
     scaled = {f"compute.flops_per_s.{each}": f"{name}'s, scaled as {dtype}" for each in peaks}
     return before.having(
