@@ -29,11 +29,13 @@ LAYERS = (
     "cost",
     "planner",
     "runtime",
+    "calibrate",
     "api",
     "cli",
 )
 FORBIDDEN = {  # beyond the order
     "runtime": {"planner", "cost"},
+    "calibrate": {"planner"},  # a machine is measured where ortools need not be
     "models": {"errors", "files", "placement", "redistribution", "settings", "plan", "request"},  # written as a user would write them
 }
 TORCH_FREE = {"errors", "files", "placement", "redistribution", "settings", "plan", "request"}

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -24,27 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoplan.calibrate import shapes
+from autoplan.calibrate.clock import FIRST, Run, times
+from autoplan.calibrate.works import Attention, Product
 from autoplan.cost.compute import call_seconds
 from autoplan.cost.hardware import Hardware, load_hardware
-from autoplan.graph.ir import Ref
-from autoplan.rules.row import Call, TensorSpec
+from autoplan.rules.row import Call
 
-FIRST = 5
-ATTENTION = [  # batch, query heads, key heads, length, head size
-    (4, 32, 8, 4096, 64),  # Llama 3.2 1B, with and without shared key heads
-    (4, 32, 32, 4096, 64),
-    (1, 32, 8, 8192, 64),
-    (8, 12, 12, 1024, 64),  # GPT-2
-    (4, 32, 32, 2048, 96),
-    (2, 32, 8, 8192, 128),  # Llama 8B, with and without shared key heads
-    (2, 32, 32, 8192, 128),
-    (4, 16, 8, 4096, 128),  # the 1.5B of benchmarks/runtime
-    (1, 32, 32, 8192, 128),
-    (1, 8, 8, 8192, 128),
-    (4, 32, 32, 2048, 128),
-    (2, 16, 8, 4096, 256),
-    (32, 25, 25, 1024, 64),  # GPT-2 XL
-]
+ATTENTION = [*shapes.ATTENTION, (32, 25, 25, 1024, 64)]  # the last is GPT-2 XL
 DROPPING = [  # the same, a tenth of the weights dropped
     (32, 25, 25, 1024, 64),
     (8, 12, 12, 1024, 64),  # GPT-2
@@ -53,42 +39,8 @@ DROPPING = [  # the same, a tenth of the weights dropped
     (4, 16, 16, 2048, 128),
     (2, 32, 32, 8192, 128),
 ]
-PRODUCTS = [  # rows, from, to
-    (16384, 4096, 4096),  # Llama 8B with 2 x 8192 tokens, its head, the head of 1.5B with 4 x 4096
-    (16384, 4096, 1024),
-    (16384, 4096, 14336),
-    (16384, 14336, 4096),
-    (16384, 4096, 128256),
-    (16384, 2048, 128256),
-    (8192, 4096, 4096),  # the same with 8192 tokens, and parts of it
-    (8192, 4096, 1024),
-    (8192, 4096, 14336),
-    (8192, 14336, 4096),
-    (8192, 4096, 128256),
-    (8192, 4096, 3584),
-    (4096, 8192, 8192),
-    (8192, 1024, 4096),
-    (32768, 4096, 1024),
-    (16384, 2048, 2048),  # layers of 1.5B
-    (16384, 2048, 1024),
-    (16384, 2048, 8192),
-    (16384, 8192, 2048),
-    (2048, 4096, 4096),  # small ones
-    (1024, 4096, 4096),
-    (512, 4096, 4096),
-    (4096, 2048, 2048),
-    (8192, 768, 3072),
-    (16384, 1600, 50304),  # GPT-2's head, its vocabulary rounded up to whole tiles and as it is; rows that are not a multiple of 16 bytes
-    (16384, 1600, 50257),
-    (16384, 1600, 50260),
-    (16384, 1600, 12565),
-    (16384, 4096, 4095),
-    (16384, 4095, 4096),
-    (16384, 4094, 4096),
-    (16384, 4092, 4096),
-]
+PRODUCTS = [*shapes.PRODUCTS, (16384, 1600, 50304), *shapes.MISALIGNED]  # GPT-2's head with its vocabulary rounded up to whole tiles
 PARAMETERS = [1 << 24, 1 << 27, 1 << 30]
-Run = Callable[[], Any]
 
 
 def main() -> None:
@@ -155,28 +107,9 @@ def _both(forward: Run, tensors: list[Tensor], seconds: float, among: Run | None
 
 
 def _timed(run: Run, seconds: float, before: Run | None = None) -> tuple[float, float]:
-    """Median of the first runs and of all, in ms: events around each, nothing waited for in between."""
-
-    def once() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        if before:
-            before()
-        start.record()
-        run()
-        end.record()
-        return start, end
-
-    for _ in range(3):
-        once()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    once()
-    torch.cuda.synchronize()
-    count = max(2 * FIRST, min(2000, int(seconds / (time.perf_counter() - began))))
-    marks = [once() for _ in range(count)]
-    torch.cuda.synchronize()
-    times = [start.elapsed_time(end) for start, end in marks]
-    return median(times[:FIRST]), median(times)
+    """Median of the first runs and of all, in ms."""
+    taken = times(run, seconds, before)
+    return 1e3 * median(taken[:FIRST]), 1e3 * median(taken)
 
 
 def print_table(path: Path, hardware: Hardware) -> None:
@@ -208,16 +141,7 @@ def _random(shape: tuple[int, ...], *, heads_first: bool = False) -> Tensor:
 
 def _call(op: str, shape: list[int], dropout: float) -> Call:
     """The call that a line is about."""
-    if op == "attention":
-        batch, heads, key_heads, length, size = shape
-        shapes = [(batch, count, length, size) for count in (heads, key_heads, key_heads)]
-        keywords: dict[str, Any] = {"dropout_p": dropout, "is_causal": True, "enable_gqa": key_heads < heads}
-        name, out = "scaled_dot_product_attention", shapes[0]
-    else:
-        rows, before, after = shape
-        shapes, keywords, name, out = [(rows, before), (after, before)], {}, "linear", (rows, after)
-    operands, outputs = (tuple(TensorSpec(each, "bfloat16", needs_grad=True) for each in some) for some in (shapes, [out]))
-    return Call(f"aten.{name}.default", tuple(map(Ref, range(len(shapes)))), keywords, operands, outputs, axis_size=1)
+    return (Attention(*shape, "bfloat16", dropout=bool(dropout)) if op == "attention" else Product(*shape, "bfloat16")).call
 
 
 if __name__ == "__main__":

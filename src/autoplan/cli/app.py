@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from autoplan.cli.calibrate import calibrate
 from autoplan.cli.diff import diff
 from autoplan.cli.explain import explain
 from autoplan.cli.ops import ops
@@ -18,7 +19,9 @@ from autoplan.cli.validate import validate
 from autoplan.cli.verify import verify
 
 
-@click.group(commands=[plan, sweep, show, diff, validate, explain, verify, ops], context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    commands=[plan, sweep, show, diff, validate, explain, verify, ops, calibrate], context_settings={"help_option_names": ["-h", "--help"]}
+)
 def app() -> None:
     """Plan how a PyTorch model is split over a mesh of GPUs: optimal under a cost model, reviewable as YAML, run exactly as planned."""
 

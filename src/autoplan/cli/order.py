@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from autoplan.cli.options import (
     set_option,
     target_of_request,
 )
+from autoplan.cli.output import check_output
 from autoplan.errors import UsageError
 from autoplan.placement import Mesh, parse_mesh
 from autoplan.plan import Options, Plan
@@ -168,13 +168,7 @@ def _check_output(out: Path | None, order: Order) -> None:
     """Refuses, before minutes of planning, what could not be written or would destroy what is read."""
     if out is None:
         return
-    if out.exists() and not out.is_file():
-        kind = "a folder" if out.is_dir() else "no regular file"
-        raise UsageError(f"-o {out}: this is {kind}", next_step="name a file; without -o the plan goes to stdout")
-    if not out.parent.is_dir():
-        raise UsageError(f"-o {out}: there is no folder {out.parent}", next_step=f"mkdir -p {out.parent}")
-    if not os.access(out.parent, os.W_OK):
-        raise UsageError(f"-o {out}: the folder {out.parent} cannot be written")
+    check_output(out, "the plan")
     read = [
         Path(name)
         for name in (order.file, order.request.target.partition(":")[0], order.request.pins, order.request.rules)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
-from autoplan.errors import AutoplanError
+from autoplan.errors import AutoplanError, UsageError
 
 
 def put(text: str) -> None:
@@ -29,6 +31,18 @@ def put_json(value: Any) -> None:
 def tell(text: str) -> None:
     """Prose, to stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def check_output(out: Path, what: str) -> None:
+    """Refuses, before minutes of work, a file that could not be written; `what` is to be in it."""
+    if out.exists() and not out.is_file():
+        kind = "a folder" if out.is_dir() else "no regular file"
+        hint = "; without -o the plan goes to stdout" if what == "the plan" else ""
+        raise UsageError(f"-o {out}: this is {kind}", next_step=f"name a file{hint}")
+    if not out.parent.is_dir():
+        raise UsageError(f"-o {out}: there is no folder {out.parent}", next_step=f"mkdir -p {out.parent}")
+    if not os.access(out.parent, os.W_OK):
+        raise UsageError(f"-o {out}: the folder {out.parent} cannot be written")
 
 
 def _finite(value: Any) -> Any:

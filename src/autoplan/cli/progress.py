@@ -12,11 +12,11 @@ _NAME_WIDTH = 9
 
 
 class Stages:
-    """`stage(name)` begins a stage and ends the one before; `seconds` has what each took."""
+    """`stage(name)` begins a stage and ends the one before; `seconds` has what each took. `quiet`: another process tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
         self._spinner = Progress(
             SpinnerColumn(),
             TextColumn(f"{{task.description:<{_NAME_WIDTH}}}"),
@@ -24,7 +24,7 @@ class Stages:
             TextColumn("{task.fields[found]}"),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._current: tuple[str, TaskID, float] | None = None
         self._found = ""

@@ -11,8 +11,10 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
+from typing import Any
 
 from autoplan.cost.profile_file import Problems, Section, read_profile
 from autoplan.errors import HardwareError, UsageError
@@ -102,6 +104,10 @@ class NodeLink:
     bytes_per_s: Mapping[str, float]
     measured: Mapping[tuple[int, str], tuple[tuple[float, float], ...]]
 
+    def without_tables(self) -> NodeLink:
+        """As it is for group sizes that nobody measured: by the formula alone."""
+        return replace(self, measured={})
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
@@ -148,6 +154,12 @@ class Hardware:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Hardware) and self.digest == other.digest
+
+    def changed(self, **fields: Any) -> Hardware:
+        """The same machine but for these fields, with a digest of its own: costs that are remembered are so by digest."""
+        other = replace(self, **fields)
+        content = repr([getattr(other, each.name) for each in dataclass_fields(other) if each.name != "digest"])
+        return replace(other, digest="changed:" + hashlib.sha256(content.encode()).hexdigest())
 
     def mask_seconds(self, count: float) -> float:
         """Seconds in which one kernel draws and writes a mask of `count` numbers of a byte."""

@@ -47,7 +47,7 @@ def join_mesh(plan: Plan | str | Path) -> Iterator[DeviceMesh]:
 
 
 class Launch:
-    """The processes of a run, from their first contact to their last; a context manager.
+    """The processes of a run, from their first contact to their last; a context manager. `world` is how many they are.
 
     Each launch by torchrun, a restart too, has a store of its own: torch 2.13 hands a restarted group the store of the one
     before, with the addresses of processes that are gone.
@@ -55,12 +55,12 @@ class Launch:
 
     def __init__(self) -> None:
         self._store: dist.Store = dist.HashStore()
-        self._rank, self._world = 0, int(os.environ.get("WORLD_SIZE", "1"))
+        self._rank, self.world = 0, int(os.environ.get("WORLD_SIZE", "1"))
         self._watch: Watch | None = None
 
     def __enter__(self) -> Launch:
-        if self._world > 1:
-            self._store, self._rank, self._world = next(dist.rendezvous("env://"))
+        if self.world > 1:
+            self._store, self._rank, self.world = next(dist.rendezvous("env://"))
             self._start_watch()
         return self
 
@@ -85,7 +85,7 @@ class Launch:
             "nccl" if kind == "cuda" else "gloo",
             store=self._store,
             rank=self._rank,
-            world_size=self._world,
+            world_size=self.world,
             device_id=torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else None,
         )
         return init_device_mesh(kind, mesh.shape, mesh_dim_names=mesh.names)
@@ -94,7 +94,7 @@ class Launch:
         """A rank that cannot reach rank 0 says so and goes unwatched."""
         try:
             store = self._store.clone()  # type: ignore[attr-defined]  # the stubs lack it
-            self._watch = Watch(store, self._rank, self._world).start()
+            self._watch = Watch(store, self._rank, self.world).start()
         except OSError as error:
             write(f"note: rank {self._rank} cannot reach rank 0, and would not be missed: {error}")
             return
