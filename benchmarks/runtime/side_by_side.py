@@ -74,6 +74,7 @@ class Case:
     build_s: float
     first_step_s: float
     loss: float
+    last_loss: float
     resident_bytes: int
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
@@ -89,6 +90,7 @@ class Case:
             "first_step_s": round(self.first_step_s, 2),
             "peak_gib": round(self.peak_bytes / GIB, 2),
             "first_loss": round(self.loss, 4),
+            "last_loss": round(self.last_loss, 4),
         }
 
 
@@ -236,10 +238,11 @@ def take_turn(case: Case, steps: int, place: Place) -> None:
     for _ in range(steps):
         place.settle()
         begin = time.perf_counter()
-        case.step()
+        loss = case.step()
         if place.device.type == "cuda":
             torch.cuda.synchronize()
         case.seconds.append(time.perf_counter() - begin)
+    case.last_loss = loss.item()
     if place.device.type == "cuda":
         case.peak_bytes = max(case.peak_bytes, torch.cuda.max_memory_allocated() - others)
 
@@ -266,7 +269,7 @@ def build(name: str, size: str, options: argparse.Namespace, place: Place) -> Ca
     step()
     place.settle()
     gc.collect()
-    return Case(name, step, built - begin, stepped - built, loss.item(), allocated(place) - before)
+    return Case(name, step, built - begin, stepped - built, loss.item(), loss.item(), allocated(place) - before)
 
 
 def hand_step(kind: str, marks: Sequence[str], size: str, place: Place) -> Step:

@@ -7,12 +7,21 @@ from random import Random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from redistribution_cases import CUTS, joined, mesh_of, part, terms, whole_of
 from torch import Tensor
 
 from autoplan.collectives import SimulatedCollectives, run_simulated
-from autoplan.collectives.redistribute import redistribute, redistribute_by, redistribute_gradient, run_steps
-from autoplan.placement import R_PARTIAL, Mesh, P, Placement, Placements, R, S, format_placements, forward_of, gradient_of
+from autoplan.collectives.redistribute import (
+    joined_parts,
+    parts_for_ranks,
+    redistribute,
+    redistribute_by,
+    redistribute_gradient,
+    run_steps,
+)
+from autoplan.placement import R_PARTIAL, Mesh, P, Placement, Placements, R, S, Shard, format_placements, forward_of, gradient_of
 from autoplan.redistribution import Step, collectives, lower, transition
 
 STATES = (*CUTS, R_PARTIAL)
@@ -50,6 +59,36 @@ def test_random_pairs_on_larger_meshes_give_the_exact_cut(mesh: Mesh, seed: int)
     random = Random(seed)
     src, *targets = (tuple(random.choice(CUTS) for _ in mesh.shape) for _ in range(13))
     check_lowered(src, targets, mesh)
+
+
+@given(
+    st.sampled_from([torch.bfloat16, torch.float32, torch.float64, torch.bool]),
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.integers(0, 2),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 3, 4, 8]),
+    st.booleans(),
+)
+def test_parts_are_what_ranks_have_and_come_together_again(
+    dtype: torch.dtype, sizes: list[int], dim: int, groups: int, n: int, transposed: bool
+) -> None:
+    """Whatever fills whole words is copied in words, anything else by itself."""
+    shard = Shard(dim % len(sizes), groups)
+    shape = [size * (groups * n if at == shard.dim else 1) for at, size in enumerate(sizes)]
+    numbers = torch.randint(0, 2 if dtype == torch.bool else 100, shape[::-1] if transposed else shape).to(dtype)
+    whole = numbers.permute(*reversed(range(len(shape)))) if transposed else numbers
+    parts = parts_for_ranks(whole, shard, n)
+    mesh = mesh_of(n)
+    assert parts.is_contiguous() and parts.dtype == dtype
+    for rank in range(n):
+        assert torch.equal(parts[rank], part(whole, (shard,), mesh, (rank,)))
+    assert joined_parts(parts, shard).is_contiguous()
+    assert torch.equal(joined_parts(parts, shard), whole)
+
+
+def test_what_begins_between_words_is_copied_too() -> None:
+    odd = torch.arange(33, dtype=torch.bfloat16)[1:].view(4, 8)
+    assert torch.equal(parts_for_ranks(odd, Shard(1), 2), odd.view(4, 2, 4).transpose(0, 1))
 
 
 def test_an_axis_of_one_rank_changes_its_placement_all_the_same() -> None:

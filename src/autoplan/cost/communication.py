@@ -116,7 +116,7 @@ def step_seconds(step: Step, global_bytes: float, mesh: Mesh, hardware: Hardware
 
 
 def _copied_bytes(step: Step, full: float, ranks: int) -> tuple[float, ...]:
-    """Bytes read and written by each copy of a step: collectives work along dim 0, other cuts are brought there and back."""
+    """Bytes read and written by each copy of a step: collectives take and give the parts of ranks one after the other."""
     part = full / ranks
     match step.kind:
         case "slice":
@@ -128,24 +128,14 @@ def _copied_bytes(step: Step, full: float, ranks: int) -> tuple[float, ...]:
         case "all-reduce":
             return (2 * full,)
         case "all-gather":
-            return _regrouped(step.src, full) + ((2 * part, 2 * full) if _dim(step.src) else ())
+            return (2 * full,) if _strided(step.src) else ()
         case "reduce-scatter":
-            return _regrouped(step.dst, full) + ((2 * full, 2 * part) if _dim(step.dst) else ())
+            return (2 * full,) if _strided(step.dst) else ()
         case "all-to-all":
             return ((2 * full,) if _strided(step.dst) else ()) + ((2 * full,) if _strided(step.src) else ())
-
-
-def _dim(placement: Placement) -> int:
-    assert isinstance(placement, Shard)
-    return placement.dim
 
 
 def _strided(placement: Placement) -> bool:
     """Whether a rank's part lies scattered in the full tensor."""
     assert isinstance(placement, Shard)
     return placement.dim > 0 or placement.groups > 1
-
-
-def _regrouped(placement: Placement, full: float) -> tuple[float, ...]:
-    assert isinstance(placement, Shard)
-    return (2 * full,) if placement.groups > 1 else ()
