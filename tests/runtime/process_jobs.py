@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
 from unittest.mock import patch
@@ -220,6 +221,22 @@ def compiled_pieces(build: Seeded, plan: Plan, whole: bool = False) -> CompiledR
         counters["stats"]["unique_graphs"],
         sum(counters["graph_break"].values()),
     )
+
+
+def compiled_collectives(build: Seeded, plan: Plan) -> tuple[int, int]:
+    """How many functional collectives a step calls, eager and compiled with full graphs."""
+    counts = []
+    for use in (False, True):
+        module, model, mesh = parallel(build, plan)
+        if use:
+            local_forward(module).compile(backend="aot_eager", fullgraph=True)
+        inputs = autoplan.shard_inputs(plan, mesh, model.args)
+        module(*inputs).backward()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            module(*inputs).backward()
+        called = Counter({event.key: event.count for event in profiler.key_averages() if event.key.startswith("_c10d_functional::")})
+        counts.append(called.total() - called["_c10d_functional::wait_tensor"])
+    return counts[0], counts[1]
 
 
 def compiled_draws(build: Seeded, plan: Plan) -> tuple[list[list[float]], float, int]:

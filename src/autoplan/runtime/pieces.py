@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch._functorch import config as functorch_config
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from autoplan.graph.ir import Graph
 from autoplan.graph.segments import Segment
@@ -84,7 +84,8 @@ class Function:
         def function(local: Local, *tensors: Tensor) -> tuple[Tensor, ...]:
             if not recomputes or not torch.is_grad_enabled():
                 return forward(local, *tensors)
-            return checkpoint(lambda *given: forward(local, *given), *tensors, use_reentrant=False, preserve_rng_state=False)
+            said: dict[str, Any] = {"context_fn": _all_again} if _TAGS_OUTER_OPS_ONLY else {}
+            return checkpoint(lambda *read: forward(local, *read), *tensors, use_reentrant=False, preserve_rng_state=False, **said)
 
         dynamic = None if self.drawing else False  # sizes are the plan's; of seeds the second is compiled as any number
         self._compiled = torch.compile(_with_own_code(cast(FunctionType, function)), **({"dynamic": dynamic} | options))
@@ -113,6 +114,19 @@ class Function:
         seeded = default_generator_of(local.node_seed(part.node), part.shard(local.group), tensors[0].device)
         with seeded, functorch_config.patch(graphsafe_rng_functionalization=False) if self.again else nullcontext():
             yield
+
+
+_TAGS_OUTER_OPS_ONLY = not hasattr(torch._higher_order_ops.wrap, "_always_prefer_recompute")
+"""Whether torch.compile, of what is checkpointed, overlooks ops inside of autograd functions, as torch 2.11 does. It then keeps what
+their collectives give."""
+
+
+def _all_again() -> tuple[Any, Any]:
+    return create_selective_checkpoint_contexts(_recompute)
+
+
+def _recompute(_context: object, _op: object, *_args: object, **_kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _numbers = count()
