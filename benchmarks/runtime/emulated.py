@@ -28,32 +28,44 @@ VECTOR_BYTES = 16
 
 SOURCE = r"""
 extern "C" __global__ void __launch_bounds__(640, 1)
-paced(uint4* out, const uint4* in, int count, int reads, int writes, int sums, int ns) {
-    // out[k * count + i] = in[i] for all k below `writes`, all in[k * count + i] below `reads` are read; a steady pace, and the end after ns.
+paced(const long long* moves, int many, int sums, int ns) {
+    // A move is out, in, count, reads, writes and the share of all bytes before it in millionths: out[k * count + i] = in[i] for all k below
+    // `writes`, all in[k * count + i] below `reads` are read; a steady pace, and the end after ns.
     // Where zeros would be a sum, small numbers are: two bf16 of either sign, 0.004 to 0.008.
     auto small = [](unsigned at) { return ((at * 2654435761u) & 0x807f807fu) | 0x3b803b80u; };
     __shared__ unsigned long long begin;
     auto now = [] { unsigned long long t; asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t)); return t; };
     if (threadIdx.x == 0) begin = now();
     __syncthreads();
-    const int piece = 4 * blockDim.x, pieces = (count + piece - 1) / piece;
-    for (int p = blockIdx.x; p < pieces; p += gridDim.x) {
-        if (threadIdx.x == 0) while (now() - begin < (unsigned long long)((double)ns * p / pieces)) __nanosleep(200);
-        __syncthreads();
-        const int first = p * piece + threadIdx.x, end = min(count, (p + 1) * piece);
-        for (int i = first; i < end; i += blockDim.x) {
-            uint4 value = in[i];
-            unsigned seen = 0;
-            for (int k = 1; k < reads; ++k) seen |= in[(long long)k * count + i].x;
-            if (seen == 0x7fc1a2b3u) value.x ^= 1u;
-            if (sums && !(value.x | value.y | value.z | value.w))
-                value = make_uint4(small(4u * i), small(4u * i + 1u), small(4u * i + 2u), small(4u * i + 3u));
-            for (int k = 0; k < writes; ++k) out[(long long)k * count + i] = value;
+    for (int m = 0; m < many; ++m) {
+        const long long* move = moves + 6 * m;
+        uint4* out = (uint4*)move[0];
+        const uint4* in = (const uint4*)move[1];
+        const int count = move[2], reads = move[3], writes = move[4];
+        const double from = 1e-6 * ns * move[5], upto = 1e-6 * ns * (m + 1 < many ? move[11] : 1000000);
+        const int piece = 4 * blockDim.x, pieces = (count + piece - 1) / piece;
+        for (int p = blockIdx.x; p < pieces; p += gridDim.x) {
+            if (threadIdx.x == 0) while (now() - begin < (unsigned long long)(from + (upto - from) * p / pieces)) __nanosleep(200);
+            __syncthreads();
+            const int first = p * piece + threadIdx.x, end = min(count, (p + 1) * piece);
+            for (int i = first; i < end; i += blockDim.x) {
+                uint4 value = in[i];
+                unsigned seen = 0;
+                for (int k = 1; k < reads; ++k) seen |= in[(long long)k * count + i].x;
+                if (seen == 0x7fc1a2b3u) value.x ^= 1u;
+                if (sums && !(value.x | value.y | value.z | value.w))
+                    value = make_uint4(small(4u * i), small(4u * i + 1u), small(4u * i + 2u), small(4u * i + 3u));
+                for (int k = 0; k < writes; ++k) out[(long long)k * count + i] = value;
+            }
         }
     }
     if (threadIdx.x == 0) while (now() - begin < (unsigned long long)ns) __nanosleep(200);
 }
 """
+
+
+Move = tuple[Tensor, Tensor]
+"""(out, source); the larger is the full tensor."""
 
 
 def join(ranks: int, hardware: Hardware, ctas: int, device: torch.device) -> None:
@@ -74,6 +86,7 @@ class Wire:
     def __init__(self, hardware: Hardware, ctas: int, device: torch.device) -> None:
         self.hardware, self.ctas, self.device = hardware, ctas, device
         self.kernel: Any = None
+        self.tables: dict[tuple[int, ...], Tensor] = {}
         if device.type == "cuda":
             self.kernel = torch.cuda._compile_kernel(SOURCE, "paced")
             self.kernel.set_shared_memory_config(SHARED_BYTES)
@@ -81,19 +94,32 @@ class Wire:
     def seconds(self, kind: str, ranks: int, full_bytes: int) -> float:
         return collective_seconds(kind, (0,), full_bytes, Mesh(("x",), (ranks,)), self.hardware)
 
-    def move(self, out: Tensor, source: Tensor, seconds: float, *, sums: bool) -> None:
-        """Fill `out` with the whole of `source` again and again, or with its beginning, within `seconds` of the current stream."""
-        if not self.kernel or not out.is_cuda:
-            _repeat(out, source)
+    def move(self, moves: Sequence[Move], seconds: float, *, sums: bool) -> None:
+        """Fill each `out` with the whole of its source again and again, or with its beginning, all within `seconds` of the current stream.
+
+        One kernel for all, as NCCL has one for a group. Which tensors these are lies on the device: a step mostly has those of the last.
+        """
+        if not self.kernel or not all(out.is_cuda for out, _ in moves):
+            for out, source in moves:
+                _repeat(out, source)
             return
-        written, read = _bytes(out), _bytes(source)
-        once = min(written, read)
-        by_vectors = all(size % VECTOR_BYTES == 0 for size in (once, out.data_ptr(), source.data_ptr()))
-        if not by_vectors:
-            _repeat(out, source)
-        count = once // VECTOR_BYTES if by_vectors else 0
-        times = (read // once, written // once) if once else (1, 1)
-        self.kernel((self.ctas, 1, 1), (THREADS, 1, 1), [out, source, count, *times, int(sums), int(1e9 * seconds)], SHARED_BYTES)
+        table: list[int] = []
+        whole, before = sum(map(_full_bytes, moves)), 0
+        for move in moves:
+            out, source = move
+            written, read = _bytes(out), _bytes(source)
+            once = min(written, read)
+            by_vectors = all(size % VECTOR_BYTES == 0 for size in (once, out.data_ptr(), source.data_ptr()))
+            if not by_vectors:
+                _repeat(out, source)
+            times = (read // once, written // once) if once else (1, 1)
+            share = 1_000_000 * before // max(1, whole)
+            table += (out.data_ptr(), source.data_ptr(), once // VECTOR_BYTES if by_vectors else 0, *times, share)
+            before += _full_bytes(move)
+        key = tuple(table)
+        if key not in self.tables:
+            self.tables[key] = torch.tensor(table).pin_memory().to(self.device, non_blocking=True)
+        self.kernel((self.ctas, 1, 1), (THREADS, 1, 1), [self.tables[key], len(moves), int(sums), int(1e9 * seconds)], SHARED_BYTES)
 
 
 def _repeat(out: Tensor, source: Tensor) -> None:
@@ -102,10 +128,6 @@ def _repeat(out: Tensor, source: Tensor) -> None:
         flat.copy_(given[: flat.numel()])
     else:
         flat.view(-1, given.numel()).copy_(given)
-
-
-Move = tuple[Tensor, Tensor]
-"""(out, source); the larger is the full tensor."""
 
 
 class EmulatedGroup(dist.ProcessGroup):
@@ -131,20 +153,16 @@ class EmulatedGroup(dist.ProcessGroup):
     def _run(self, kind: str, moves: Sequence[Move], options: Any) -> dist.Work:
         outs = [out for out, _ in moves]
         if not self._stream or not any(out.is_cuda for out in outs):
-            for out, source in moves:
-                self._wire.move(out, source, 0.0, sums=False)
+            self._wire.move(moves, 0.0, sums=False)
             return Done(None, outs, ())
         here = torch.cuda.current_stream()
         stream = self._stream if getattr(options, "asyncOp", True) else here
         stream.wait_stream(here)
         if self._last is not None:
             stream.wait_event(self._last)
-        sizes = [max(_bytes(out), _bytes(source)) for out, source in moves]
-        seconds = self._wire.seconds(kind, self._ranks, sum(sizes))
+        seconds = self._wire.seconds(kind, self._ranks, sum(map(_full_bytes, moves)))
         with torch.cuda.stream(stream):
-            for (out, source), size in zip(moves, sizes, strict=True):
-                share_s = seconds * size / max(1, sum(sizes))
-                self._wire.move(out, source, share_s, sums=kind in ("all-reduce", "reduce-scatter"))
+            self._wire.move(moves, seconds, sums=kind in ("all-reduce", "reduce-scatter"))
             self._last = torch.cuda.Event()
             self._last.record(stream)
         return Done(self._last, outs, [source for _, source in moves])
@@ -238,6 +256,10 @@ class Done(dist._Work):
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _full_bytes(move: Move) -> int:
+    return max(map(_bytes, move))
 
 
 def check(hardware: Hardware, ctas: int) -> list[dict[str, float | str | int]]:

@@ -77,6 +77,7 @@ class Case:
     last_loss: float
     resident_bytes: int
     seconds: list[float] = field(default_factory=list)
+    host_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
     def record(self) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class Case:
             "step_ms": round(1e3 * median(self.seconds), 2),
             "min_ms": round(1e3 * min(self.seconds), 2),
             "max_ms": round(1e3 * max(self.seconds), 2),
+            "host_ms": round(1e3 * median(self.host_seconds), 2),
             "steps": len(self.seconds),
             "build_s": round(self.build_s, 2),
             "first_step_s": round(self.first_step_s, 2),
@@ -239,6 +241,7 @@ def take_turn(case: Case, steps: int, place: Place) -> None:
         place.settle()
         begin = time.perf_counter()
         loss = case.step()
+        case.host_seconds.append(time.perf_counter() - begin)
         if place.device.type == "cuda":
             torch.cuda.synchronize()
         case.seconds.append(time.perf_counter() - begin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -35,14 +36,15 @@ class ProcessGroupCollectives:
 
     def start(self, kind: str, tensors: Sequence[Tensor], axes: tuple[int, ...]) -> UnderWay:
         n, name = self.mesh.group_size(axes), self.names[axes]
-        if kind == "all-reduce":
-            copies = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            return UnderWay([_ops.all_reduce_(copies, "sum", name)], [tensor.shape for tensor in tensors])
-        if len(tensors) == 1:
-            return UnderWay([self._start_one(kind, tensors[0], n, name)])
-        if kind == "all-gather":
-            return UnderWay(_ops.all_gather_into_tensor_coalesced(list(tensors), n, name))
-        return UnderWay(_ops.reduce_scatter_tensor_coalesced(list(tensors), "sum", n, name))
+        with _unrecorded():
+            if kind == "all-reduce":
+                copies = torch.cat([tensor.reshape(-1) for tensor in tensors])
+                return UnderWay([_ops.all_reduce_(copies, "sum", name)], [tensor.shape for tensor in tensors])
+            if len(tensors) == 1:
+                return UnderWay([self._start_one(kind, tensors[0], n, name)])
+            if kind == "all-gather":
+                return UnderWay(_ops.all_gather_into_tensor_coalesced(list(tensors), n, name))
+            return UnderWay(_ops.reduce_scatter_tensor_coalesced(list(tensors), "sum", n, name))
 
     def _start_one(self, kind: str, tensor: Tensor, n: int, name: str) -> Tensor:
         if kind == "all-gather":
@@ -51,7 +53,8 @@ class ProcessGroupCollectives:
         return _ops.reduce_scatter_tensor(tensor, "sum", n, name)
 
     def wait(self, started: UnderWay) -> list[Tensor]:
-        there = [_ops.wait_tensor(result) for result in started.results]
+        with _unrecorded():
+            there = [_ops.wait_tensor(result) for result in started.results]
         if started.shapes is None:
             return there
         parts = there[0].split([shape.numel() for shape in started.shapes])
@@ -73,6 +76,11 @@ class ProcessGroupCollectives:
 
     def exchange(self, tensor: Tensor, send: Sequence[int], receive: Sequence[int], axes: tuple[int, ...]) -> Tensor:
         return _ops.wait_tensor(_ops.all_to_all_single(tensor, list(receive), list(send), self.names[axes]))
+
+
+def _unrecorded() -> AbstractContextManager[object]:
+    """Straight to what the ops do, where autograd records nothing: torch registers Python functions for that, and 4 us a tensor stay away."""
+    return nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
 
 
 _groups: tuple[object, dict[tuple[tuple[int, ...], tuple[int, ...]], dist.ProcessGroup]] = (None, {})  # of one world

@@ -15,6 +15,7 @@ from autoplan.collectives.redistribute import joined_parts, parts_for_ranks
 from autoplan.placement import Shard
 from autoplan.redistribution import Step
 
+_ROWS = Shard(0)
 Tensors = dict[int, Tensor]
 """Local tensors by member of the group."""
 
@@ -62,7 +63,7 @@ class Rounds:
 class _Packing:
     """How a tensor enters a collective on dim 0 and leaves it: `pack` and `unpack` take it, its step and the number of ranks.
 
-    Where dim 0 is what the step is about, in one run of rows for each rank, both only look at the tensor in another shape.
+    Where dim 0 is what the step is about, in one run of rows for each rank, it lies as it should already.
     """
 
     pack: Callable[[Tensor, Step, int], Tensor]
@@ -71,12 +72,14 @@ class _Packing:
 
 def _unpack_gathered(gathered: Tensor, step: Step, n: int) -> Tensor:
     """[n * rows, ...], the shards of n ranks one after the other -> the whole tensor."""
-    return joined_parts(gathered.unflatten(0, (n, -1)), _shard(step.src))
+    shard = _shard(step.src)
+    return gathered if shard == _ROWS else joined_parts(gathered.unflatten(0, (n, -1)), shard)
 
 
 def _pack_for_ranks(tensor: Tensor, step: Step, n: int) -> Tensor:
     """What every rank gets, one after the other: [n * rows, ...]."""
-    return parts_for_ranks(tensor, _shard(step.dst), n).flatten(0, 1)
+    shard = _shard(step.dst)
+    return tensor.contiguous() if shard == _ROWS else parts_for_ranks(tensor, shard, n).flatten(0, 1)
 
 
 def _contiguous(tensor: Tensor, step: Step, n: int) -> Tensor:
