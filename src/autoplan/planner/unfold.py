@@ -94,7 +94,8 @@ class _Bounding:
         self.folded = {value.name: value for value in start.problem.values}
         self.choice = tuple(found.solution.choice[node] for node in self.of_folded)
         least = build_problem(weighed(charged), limit_bytes)
-        self.above = found.solution.cost - cost_of(least.problem, found.solution.choice)
+        above = found.solution.cost - cost_of(least.problem, found.solution.choice)
+        self.above = max(0, above - start.terms.rounding_of_starts)  # no more than that is only rounding
         self.costs = [cost_of(piece.problem, [self.choice[node] for node in piece.nodes]) for piece in self.pieces]
         self.here = sum(count * cost for cost, count in zip(self.costs, (1, *self.chain.counts), strict=True))
         self.enough = self.here - FINER * start.problem.tie  # what is proved to cost more than this is no better
