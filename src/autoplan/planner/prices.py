@@ -36,8 +36,14 @@ from autoplan.plan.schema import Options
 from autoplan.rules.row import Call, Strategy
 
 Array = np.ndarray
+EVENLY = 0.1  # of a start: what all that are in it pay as much of
 Part = Callable[[Start], float]
 """Of the start of a collective that parameters of a block may be in together, the part that one of them pays for."""
+
+
+def paid_part(nbytes: int, of_all: Sequence[int]) -> float:
+    """The part that one of several parameters pays of a start: mostly by bytes, but what is small joins nobody for nothing."""
+    return (1 - EVENLY) * nbytes / sum(of_all) + EVENLY / len(of_all)
 
 
 @dataclass(frozen=True)
@@ -148,13 +154,15 @@ class Prices:
     def of_value(self, value: Value, block: str | None) -> ValuePrices:
         """The prices of what happens to one value; a parameter of a repeated block travels with the others of it."""
         together = () if block is None else self.blocks[block]
+        alike = [other for other in together if other.dtype == value.dtype]
+        again = [other.bytes for other in alike if self.read_again(other)]
         return ValuePrices(
             self,
             value,
             block,
             sum(other.bytes for other in together),
-            sum(other.dtype == value.dtype for other in together),
-            sum(other.dtype == value.dtype and self.read_again(other) for other in together),
+            paid_part(value.bytes, [other.bytes for other in alike]) if alike else 1.0,
+            paid_part(value.bytes, again) if self.read_again(value) and again else 0.0,
         )
 
     @cached_property
@@ -167,16 +175,16 @@ class Prices:
 class ValuePrices:
     """What it costs to move and to keep one value.
 
-    The parameters of its block have `block_bytes`; `companions` of them, itself among them, may be in its collectives, and
-    `companions_again` in those that gather what backward needs.
+    The parameters of its block have `block_bytes`. Of what starting their collectives takes it pays for `part` while nothing is known of
+    who is in them, and for `part_again` where what backward needs is gathered.
     """
 
     prices: Prices
     value: Value
     block: str | None
     block_bytes: int = 0
-    companions: int = 0
-    companions_again: int = 0
+    part: float = 1.0
+    part_again: float = 0.0
 
     @property
     def is_parameter(self) -> bool:

@@ -14,11 +14,11 @@ from dataclasses import replace
 import numpy as np
 
 from autoplan.cost.buckets import start_seconds
+from autoplan.planner.prices import paid_part
 from autoplan.planner.problem import FORBIDDEN
 from autoplan.planner.terms import Collective, Terms, ValueTerms
 from autoplan.planner.travel import Paid, Travel
 
-EVENLY = 0.1  # of a start all that are in it pay as much of, of the rest by their bytes: what is small would join others for nothing
 Together = tuple[str, str]
 """Block and dtype of parameters that may be in the same collectives."""
 
@@ -28,10 +28,9 @@ def fitted(terms: Terms, choice: Sequence[int]) -> Terms:
     assert not terms.prefetch and not terms.host and not terms.opened
     parts = {number: dict(value.travel.parts) for number, value in enumerate(terms.values) if value.travel is not None}
     for collective, numbers in _users(terms, choice).items():
-        whole = sum(_bytes(terms, number) for number in numbers)
+        users = [_bytes(terms, number) for number in numbers]
         for number in _together(terms)[collective.block, collective.dtype]:
-            share = (1 - EVENLY) * _bytes(terms, number) / whole + EVENLY / len(numbers) if number in numbers else 0.0
-            parts[number][collective.paid] = share
+            parts[number][collective.paid] = paid_part(_bytes(terms, number), users) if number in numbers else 0.0
         way, start = collective.paid
         if way == "forward" and not any(_travel(terms, number).prices.gathers_again for number in numbers):
             for number in numbers:

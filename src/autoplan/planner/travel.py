@@ -23,7 +23,7 @@ class Travel:
 
     A collective that several parameters are in is started once. Each of these pays for a part, all of the block together for no more
     than the whole, whichever are in it: what a choice costs by `parts` is never more than it truly does, and as much if those that are
-    in it pay for all. Unless said otherwise all pay as much.
+    in it pay for all. Unless said otherwise everyone may be in it.
     """
 
     prices: ValuePrices
@@ -35,8 +35,7 @@ class Travel:
     def part(self, paid: Paid) -> float:
         """The part of a start that it pays for."""
         way, _ = paid
-        companions = {"again": self.prices.companions_again, "recomputed": 0}.get(way, self.prices.companions)
-        return self.parts.get(paid, 1 / companions if companions else 0.0)
+        return self.parts.get(paid, {"again": self.prices.part_again, "recomputed": 0.0}.get(way, self.prices.part))
 
     def seconds(self, *, alone: bool = False) -> tuple[Array, Array, tuple[Array, Array]]:
         """Seconds forward [p, f] and backward [p, q], and those of the host; of a parameter that pays for all starts if it is `alone`."""
