@@ -35,6 +35,7 @@ from autoplan.planner.solver.search import UNLIMITED
 from autoplan.planner.terms import Terms
 
 VENTURE, MARGIN = 0.02, 0.1  # of what is proved: how much more plans are looked for first, and how far bounds without limits reach
+PATIENCE_S = 8.0  # what a single number may take at first, when others are open: a cheap plan of one of these bounds it too
 FIRST_SHARE = 0.5  # of the time that is left: what single numbers may take while no plan is known
 UNKNOWN = -(1 << 62)
 Kept = tuple[Array, ...]
@@ -70,6 +71,7 @@ class _Open:
     kept: Kept = field(compare=False)
     shares: Mapping[str, Shares] = field(compare=False)
     at_most: int = field(compare=False)
+    patience_s: float = field(default=PATIENCE_S, compare=False)  # while others are open
 
 
 @overload
@@ -361,6 +363,9 @@ class _Cheapest:
         problem = restricted(family.fixed(open_.box.least).problem, open_.kept)
         share = FIRST_SHARE if self.best is None and self.open else 1.0
         end = perf_counter() + self.left_s * share
+        may_wait = bool(self.open) and self.cost is not None and open_.patience_s < self.left_s
+        if may_wait:
+            end = perf_counter() + open_.patience_s
         rest = [other.bound for other in self.open[:1]]
 
         def report(cost: int, proved: int) -> None:
@@ -390,7 +395,12 @@ class _Cheapest:
         if found.interrupted:
             self.interrupted, self.deadline = True, perf_counter()
         bound = max(open_.bound, found.bound)
-        return None if self._is_enough(bound) or bound > open_.at_most else self._give_up(bound)
+        if self._is_enough(bound) or bound > open_.at_most:
+            return None
+        if may_wait and not self.interrupted:
+            heapq.heappush(self.open, replace(open_, bound=bound, number=next(self.order), patience_s=4 * open_.patience_s))
+            return None
+        return self._give_up(bound)
 
     def _meet(self, family: _Family, numbers: Numbers, choice: Sequence[int]) -> bool:
         """Whether a choice fits with just so many copies; remembered if it is the best."""
