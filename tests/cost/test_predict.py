@@ -55,11 +55,25 @@ def predicted(assignment: Assignment, options: Options = BF16) -> Prediction:
 
 @pytest.mark.parametrize(("size", "sharded", "ms", "gib"), EAGER_STEPS)
 def test_eager_steps_are_near_the_measured(size: str, sharded: bool, ms: float, gib: float | None) -> None:
-    """Time within 10 %, memory within 10 %. `tiny` is bound by the host, whose seconds per op were taken from it."""
+    """Time within 10 %, memory within 10 %. `tiny` is bound by the host, whose seconds per op were taken from it.
+
+    Sharded ones ran with a layer's parameters in one flat buffer, whose copies our runtime no longer makes: they come on top.
+    """
     found = prediction(*measured_model(size, sharded), H200, BF16)
-    assert 1e3 * found.step_s == pytest.approx(ms, rel=0.1)
+    assert 1e3 * (found.step_s + (flat_buffers_s(*measured_model(size, sharded)) if sharded else 0.0)) == pytest.approx(ms, rel=0.1)
     if gib is not None:
         assert found.memory.peak / 2**30 == pytest.approx(gib, rel=0.1)
+
+
+def flat_buffers_s(assignment: Assignment, groups: tuple[GatherGroup, ...]) -> float:
+    """Seconds of packing and unpacking each bucket of a block: once the whole of it and once a rank's part, read and written."""
+    sizes = [
+        sum(assignment.graph.values[group.members[index].value].bytes for index in bucket.members)
+        for group in groups
+        for bucket in (*group.forward, *group.again, *group.backward)
+        if group.kind == "block" and bucket.is_collective
+    ]
+    return sum(H200.copy_seconds(2 * size) + H200.copy_seconds(2 * size / assignment.mesh.size) for size in sizes)
 
 
 def test_small_models_wait_for_the_host_and_large_ones_do_not() -> None:

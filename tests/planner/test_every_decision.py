@@ -18,7 +18,7 @@ from autoplan.cost.predict import Prediction, prediction
 from autoplan.graph import Graph
 from autoplan.models import gpt2, llama, mlp
 from autoplan.planner.build import Built, build_problem
-from autoplan.planner.overlap import cheapest_overlapped, waits_of
+from autoplan.planner.overlap import cheapest_overlapped, true_cost
 from autoplan.planner.pipeline import capture_for
 from autoplan.planner.problem import cost_of, evaluate, is_feasible
 from autoplan.planner.recompute import Outcome
@@ -53,11 +53,8 @@ class Case:
         return build_problem(terms, self.limit_bytes, self.start.terms.prices.segments[:recomputed])
 
     def cost(self, built: Built, choice: tuple[int, ...]) -> int:
-        """What a choice costs, with all that its blocks wait for."""
-        if not built.terms.prefetch:
-            return cost_of(built.problem, choice)
-        least, waits = waits_of(self.start, self.limit_bytes, built.recomputed, choice)
-        return least + sum(max(0, wait) for wait in waits.values())
+        """What a choice costs, with starts of collectives and all that its blocks wait for."""
+        return true_cost(self.start.terms, self.limit_bytes, built.recomputed, choice, prefetch=built.terms.prefetch)
 
     def predicted(self, built: Built, choice: tuple[int, ...]) -> Prediction:
         """What the cost model says of a choice, without the problem."""
@@ -146,13 +143,11 @@ def test_plans_that_the_problem_lets_in_fit_by_the_prediction_too(name: str, mes
 
 @pytest.mark.parametrize(("name", "mesh", "share"), CASES)
 def test_no_random_plan_is_faster_by_the_prediction(name: str, mesh: str, share: float) -> None:
-    """Without the host's overhead, which problems do not know."""
     found = case(name, mesh, share)
     best = found.predicted(found.best.built, found.best.solution.choice)
     for built, choice in random_plans(found, SAMPLE):
         other = found.predicted(built, choice)
-        # the problem prices a block's bucketed collectives a parameter at a time, the prediction as they run: 1 % between the two
-        assert best.step_s - best.host_s <= 1.01 * (other.step_s - other.host_s)
+        assert best.step_s <= other.step_s * (1 + 1e-5)  # rounding: a ten-millionth of a step for each of some hundred terms
 
 
 @pytest.mark.parametrize(("name", "mesh", "share", "layout"), WRITTEN)

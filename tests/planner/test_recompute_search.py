@@ -12,15 +12,16 @@ from planner_cases import Module, built, planned, request
 from torch import Tensor, nn
 
 from autoplan.assignment.gathers import gather_groups
-from autoplan.cost.predict import parameter_seconds, prediction
+from autoplan.cost.predict import prediction
 from autoplan.errors import NoPlanFits, PlanError
 from autoplan.planner import shares
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.pins import apply_pins
 from autoplan.planner.prices import Prices
-from autoplan.planner.problem import evaluate, is_feasible
+from autoplan.planner.problem import cost_of, evaluate, is_feasible
 from autoplan.planner.recompute import cheapest, smallest
 from autoplan.planner.solve import smallest_memory, solve
+from autoplan.planner.starts import fitted
 
 LAYERS = 3
 FINE_GIB = 0.01  # a limit that all plans keep, with memory counted in units of 10 bytes
@@ -73,12 +74,12 @@ def random_choices(found: Built, count: int) -> list[tuple[int, ...]]:
 
 
 def predicted(found: Built, choice: tuple[int, ...]) -> tuple[float, float]:
-    """Seconds without those of parameters' travels, which a problem prices one by one and a prediction in buckets; peak bytes."""
+    """Seconds without the host's, and peak bytes."""
     _, prices = start()
     assignment = found.assignment(choice)
     groups = gather_groups(assignment, prices.prefixes, recomputed=found.recomputed)
     step = prediction(assignment, groups, prices.hardware, prices.options, prices.segments, found.recomputed)
-    return step.step_s - step.host_s - parameter_seconds(assignment, groups, prices.hardware, prices.options), step.memory.peak
+    return step.step_s - step.host_s, step.memory.peak
 
 
 @pytest.mark.parametrize("first", range(1, LAYERS + 1))
@@ -86,9 +87,9 @@ def test_the_problem_says_what_the_prediction_says(first: int) -> None:
     """What recomputing adds in time, to the rounding of the matrices, and the peak of memory, where every term rounds up to 1 unit."""
     none, some = recomputing(0), recomputing(first)
     for choice in random_choices(none, 5):
-        before, after = evaluate(none.problem, choice), evaluate(some.problem, choice)
-        assert before.cost is not None and after.cost is not None
-        added = (after.cost - before.cost) * some.problem.unit_s
+        terms, after = fitted(none.terms, choice), evaluate(some.problem, choice)
+        costs = [cost_of(build_problem(terms, int(FINE_GIB * 2**30), found.recomputed).problem, choice) for found in (none, some)]
+        added = (costs[1] - costs[0]) * some.problem.unit_s
         wanted = predicted(some, choice)[0] - predicted(none, choice)[0]
         assert added == pytest.approx(wanted, rel=1e-3)
         peak = max(after.memory) * some.problem.unit_bytes

@@ -105,14 +105,17 @@ def steps_seconds(steps: tuple[Step, ...], global_bytes: float, mesh: Mesh, hard
 
 def step_seconds(step: Step, global_bytes: float, mesh: Mesh, hardware: Hardware) -> float:
     """Seconds of one step, with the copies that the runtime makes (collectives/redistribute)."""
-    ranks = mesh.group_size(step.axes)
-    if ranks == 1:
-        return 0.0
-    full = global_bytes / step.full_divisor
-    seconds = sum(map(hardware.copy_seconds, _copied_bytes(step, full, ranks)))
+    seconds = copied_seconds(step, global_bytes, mesh, hardware)
     if step.is_collective:
-        seconds += collective_seconds(step.kind, step.axes, full, mesh, hardware)
+        seconds += collective_seconds(step.kind, step.axes, global_bytes / step.full_divisor, mesh, hardware)
     return seconds
+
+
+def copied_seconds(step: Step, global_bytes: float, mesh: Mesh, hardware: Hardware) -> float:
+    """Seconds of the copies before and after one step."""
+    ranks = mesh.group_size(step.axes)
+    copied = _copied_bytes(step, global_bytes / step.full_divisor, ranks) if ranks > 1 else ()
+    return sum(map(hardware.copy_seconds, copied))
 
 
 def _copied_bytes(step: Step, full: float, ranks: int) -> tuple[float, ...]:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autoplan.assignment import Assignment
-from autoplan.assignment.gathers import Bucket, GatherGroup, GatherMember
+from autoplan.assignment.gathers import BUCKETED, Bucket, GatherGroup
 from autoplan.assignment.names import block_of, kind_of_block
 from autoplan.assignment.recompute import nodes_again
 from autoplan.assignment.redistributions import redistributions, redistributions_of
-from autoplan.cost.communication import collective_seconds, step_seconds, steps_seconds
+from autoplan.cost.buckets import carried_seconds, start_seconds
+from autoplan.cost.communication import step_seconds, steps_seconds
 from autoplan.cost.hardware import GIB, Hardware
 from autoplan.cost.memory import ParameterBytes
 from autoplan.cost.moments import Moment, moments
@@ -35,7 +36,7 @@ from autoplan.graph.ir import Graph, Node
 from autoplan.graph.segments import Segment, redistributed_inside
 from autoplan.placement import Mesh, forward_of
 from autoplan.plan.schema import CommunicationMs, MemoryGib, Options, Predicted
-from autoplan.redistribution import Step
+from autoplan.redistribution import Step, collectives
 from autoplan.rules.row import calls_of
 
 EAGER = Options()
@@ -170,14 +171,26 @@ def activation_seconds(assignment: Assignment, hardware: Hardware) -> float:
     return sum(steps_seconds(r.forward + r.backward, graph.values[r.value].bytes, mesh, hardware) for r in redistributions(assignment))
 
 
-def parameter_seconds(assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options) -> float:
-    """Seconds of gathering parameters (again in backward where the group says so) and of reducing their gradients."""
+def parameter_seconds(
+    assignment: Assignment, groups: Sequence[GatherGroup], hardware: Hardware, options: Options, *, talking: bool = False
+) -> float:
+    """Seconds of gathering parameters (again in backward where the group says so) and of reducing their gradients.
+
+    Where only those count whose ranks are `talking`, what a rank merely cuts out of what it holds is left out.
+    """
     graph, mesh = assignment.graph, assignment.mesh
     wide = 2 if options.precision == "bf16-master" else 1  # gradients are reduced in fp32
     seconds = 0.0
     for group in groups:
-        for buckets, factor in ((group.forward, 1), (group.again if trains(options) else (), 1), (group.backward, wide)):
-            seconds += sum(_bucket_seconds(bucket, group.members, factor, graph, mesh, hardware) for bucket in buckets)
+        whole = block_bytes(graph, group.name) if group.kind == "block" else 0
+        ways = [member.forward for member in group.members], [member.backward for member in group.members]
+        for buckets, steps, factor in (
+            (group.forward, ways[0], 1),
+            (group.again if trains(options) else (), ways[0], 1),
+            (group.backward, ways[1], wide),
+        ):
+            counted = [b for b in buckets if not talking or any(collectives(steps[member]) for member in b.members)]
+            seconds += sum(_bucket_seconds(bucket, group, whole, factor, graph, mesh, hardware) for bucket in counted)
     return seconds
 
 
@@ -206,19 +219,26 @@ def hidden_seconds(
         if block is not None:
             times = 1 + (node.id in again and repeats(graph, node, options))
             computing[kind_of_block(block)] += cost.forward_s * times + cost.backward_s
-    moving = {kind: parameter_seconds(assignment, found, hardware, options) for kind, found in traveling.items()}
+    moving = {kind: parameter_seconds(assignment, found, hardware, options, talking=True) for kind, found in traveling.items()}
     return sum(min(hardware.hides * moving[kind], computing[kind]) for kind in traveling)
 
 
-def _bucket_seconds(bucket: Bucket, members: Sequence[GatherMember], factor: int, graph: Graph, mesh: Mesh, hardware: Hardware) -> float:
-    """One collective for the whole bucket; packing it costs a copy of its parts, and unpacking one of the whole."""
-    sizes = [factor * graph.values[members[index].value].bytes for index in bucket.members]
-    if len(sizes) == 1 or not bucket.is_collective:
-        return sum(step_seconds(step, size, mesh, hardware) for step, size in zip(bucket.steps, sizes, strict=True))
-    full = sum(size / step.full_divisor for step, size in zip(bucket.steps, sizes, strict=True))
-    part = full / mesh.group_size(bucket.axes)
-    packed = {"all-gather": (2 * part, 2 * full), "reduce-scatter": (2 * full, 2 * part), "all-reduce": (2 * full, 2 * full)}
-    return collective_seconds(bucket.kind, bucket.axes, full, mesh, hardware) + sum(map(hardware.copy_seconds, packed[bucket.kind]))
+def _bucket_seconds(
+    bucket: Bucket, group: GatherGroup, block_bytes: float, factor: int, graph: Graph, mesh: Mesh, hardware: Hardware
+) -> float:
+    """Of a block's parameters one start, and what each adds; several states of one parameter are one tensor more to the collective each."""
+    sizes = [factor * graph.values[group.members[index].value].bytes for index in bucket.members]
+    moves = list(zip(bucket.steps, sizes, strict=True))
+    if bucket.kind not in BUCKETED or (group.kind != "block" and len(sizes) == 1):
+        return sum(step_seconds(step, size, mesh, hardware) for step, size in moves)
+    whole = factor * block_bytes if group.kind == "block" else sum(sizes)
+    carried = sum(carried_seconds(step, size, whole, mesh, hardware) for step, size in moves)
+    return start_seconds(bucket.kind, bucket.axes, mesh, hardware) + carried
+
+
+def block_bytes(graph: Graph, block: str) -> int:
+    """Bytes of all parameters of a block, whether they travel or not."""
+    return sum(graph.values[parameter.value].bytes for parameter in graph.parameters if parameter.fqn.startswith(f"{block}."))
 
 
 def _parameter_states(assignment: Assignment, hardware: Hardware, options: Options) -> list[tuple[ParameterBytes, float]]:

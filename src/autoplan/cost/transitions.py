@@ -8,11 +8,13 @@ Pairs that differ in the names of dims alone take the same way and are lowered o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from autoplan.assignment.gathers import BUCKETED
+from autoplan.cost.buckets import carried_seconds
 from autoplan.cost.communication import step_seconds
 from autoplan.cost.hardware import Hardware
 from autoplan.placement import Mesh, P, Partial, Placement, Placements, R, Replicate, Shard
@@ -35,6 +37,15 @@ class Moves:
     targets: Array
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A collective that parameters of a block may be in together: in the round of their steps, of that kind, over these axes."""
+
+    depth: int
+    kind: Kind
+    axes: tuple[int, ...]
+
+
 class TransitionTable:
     """Seconds and collectives of redistributions on one mesh; these are announced first, all of them, and then asked."""
 
@@ -46,7 +57,7 @@ class TransitionTable:
         self._announced: list[Moves] = []
         self._table: Array | None = None
         self._steps = _StepKinds(mesh)
-        self._prices: dict[float, Array] = {}
+        self._prices: dict[tuple[float, float | None], Array] = {}
 
     def number(self, placements: Placements) -> int:
         """The number by which these placements are announced."""
@@ -71,6 +82,30 @@ class TransitionTable:
         ways = self._ways_of(moves)
         total: Array = self._prices_of(nbytes)[ways]
         return total
+
+    def carried_seconds(self, nbytes: float, block_bytes: float, moves: Moves) -> Array:
+        """[source, target]: seconds to redistribute a parameter of `nbytes` with the others of its block, but for starts of collectives."""
+        ways = self._ways_of(moves)
+        total: Array = self._prices_of(nbytes, block_bytes)[ways]
+        return total
+
+    def starts(self, moves: Moves, amount: Callable[[Start], float]) -> Array:
+        """[source, target]: the sum of what is said of each start of a collective with others."""
+        ways = self._ways_of(moves)
+        amounts = np.zeros((self._ways.shape[1], len(self._steps.known)))
+        for depth, number in {(depth, int(number)) for depth, column in enumerate(self._ways.T) for number in np.unique(column)}:
+            step = self._steps.known[number]
+            if number and step.kind in BUCKETED:
+                amounts[depth, number] = amount(Start(depth, step.kind, step.axes))
+        by_way = sum(of_depth[column] for of_depth, column in zip(amounts, self._ways.T, strict=True))
+        total: Array = by_way[ways]
+        return total
+
+    def starts_of(self, source: int, target: int) -> tuple[Start, ...]:
+        """The starts of collectives with others on the way from one to the other, which was announced."""
+        numbers = self._ways[self._ways_of(Moves(np.array([source]), np.array([target])))[0, 0]]
+        steps = [(depth, self._steps.known[number]) for depth, number in enumerate(numbers) if number]
+        return tuple(Start(depth, step.kind, step.axes) for depth, step in steps if step.kind in BUCKETED)
 
     def collectives(self, moves: Moves) -> Array:
         """[source, target]: how many collectives a redistribution takes."""
@@ -106,12 +141,17 @@ class TransitionTable:
         self._table[sources, targets] = ways[alike]
         self._prices = {}
 
-    def _prices_of(self, nbytes: float) -> Array:
-        """Seconds by way."""
-        if nbytes not in self._prices:
-            priced = [0.0, *(step_seconds(step, nbytes, self.mesh, self.hardware) for step in self._steps.known[1:])]
-            self._prices[nbytes] = np.array(priced)[self._ways].sum(-1)
-        return self._prices[nbytes]
+    def _prices_of(self, nbytes: float, block_bytes: float | None = None) -> Array:
+        """Seconds by way; of a parameter in a block but for starts."""
+        if (nbytes, block_bytes) not in self._prices:
+            priced = [0.0, *(self._step_seconds(step, nbytes, block_bytes) for step in self._steps.known[1:])]
+            self._prices[nbytes, block_bytes] = np.array(priced)[self._ways].sum(-1)
+        return self._prices[nbytes, block_bytes]
+
+    def _step_seconds(self, step: Step, nbytes: float, block_bytes: float | None) -> float:
+        if block_bytes is None or step.kind not in BUCKETED:
+            return step_seconds(step, nbytes, self.mesh, self.hardware)
+        return carried_seconds(step, nbytes, block_bytes, self.mesh, self.hardware)
 
 
 def _distinct_rows(rows: Array, below: int) -> tuple[Array, Array]:

@@ -124,6 +124,8 @@ class _Builder:
         for values, made in op.made:
             kept += np.outer(self._least(lambda scenario: scenario.values_kept_as_made(values)), made)  # noqa: B023  # asked at once
         self.temporaries.append((c, Group(nodes=((c, self._units(op.transient_bytes)),))))
+        if c == 0:
+            seconds = seconds + self.terms.opened_s
         return ProblemNode(op.name, _vector(self.terms.cost(seconds, down=self.down)), self._rows(kept))
 
     def _source(self, source: SourceTerms) -> ProblemNode:
@@ -155,6 +157,8 @@ class _Builder:
                 block = terms.block or terms.name
                 self.gathered.setdefault(block, []).append((len(found) - 1, self._units(terms.in_flight_bytes)))
                 self.unreduced.setdefault(block, []).append((terms.producer, self._units(terms.unreduced_bytes[list(terms.made)])))
+                if terms.travel is not None and not terms.travel.prices.gathers_again and (times := self._recomputed(terms.members)):
+                    found.append(self._again(terms, value, times))
             elif times := sum(self.span.least.moves_again[member] for member in terms.members):
                 found.append(self._again(terms, value, times))
         return found
@@ -173,12 +177,17 @@ class _Builder:
             free=terms.free,
         )
 
+    def _recomputed(self, members: Sequence[int]) -> int:
+        """How many parameters a block reads that runs again: with it they are gathered again, be they needed or not."""
+        graph, again = self.terms.prices.graph, self.span.least.recomputed
+        return sum(any(node.id in segment.nodes for node, _ in graph.consumers[member] for segment in again) for member in members)
+
     def _again(self, terms: ValueTerms, value: ProblemValue, times: int) -> ProblemValue:
         """The value once more, as those that run again read it: nothing but what it costs to bring it there."""
         return replace(
             value,
             name=f"{terms.name} again",
-            readers=tuple(terms.readers[position] for position in self._readers_again(terms)),
+            readers=terms.readers if terms.is_parameter else tuple(terms.readers[position] for position in self._readers_again(terms)),
             forward=rounded(terms.again_s * times, self.terms.unit_s, down=self.down),
             backward=np.zeros_like(terms.backward),
             keepers=(),

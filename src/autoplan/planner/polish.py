@@ -13,6 +13,7 @@ from autoplan.errors import OutOfTime
 from autoplan.graph.blocks import BlockRun
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.chain import nodes_of
+from autoplan.planner.overlap import true_cost
 from autoplan.planner.problem import Problem, evaluate, is_feasible
 from autoplan.planner.recompute import Outcome
 from autoplan.planner.solve import solve
@@ -32,13 +33,10 @@ class Judge:
     """What choices truly cost where every copy decides for itself, and the same blocks recompute as in the best folded plan."""
 
     def __init__(self, start: Built, found: Outcome, limit_bytes: int) -> None:
-        split = split_terms(start.terms, ())
-        ahead = found.built.terms.prefetch
-        kinds = sorted(split.prices.prefixes) if ahead else []
-        terms = [split.ahead({}) if ahead else split, *(split.ahead({kind: 1.0}) for kind in kinds)]
-        self.built, *self.waiting = (build_problem(one, limit_bytes, found.built.recomputed) for one in terms)
-        self.host = build_problem(split.hosted(1.0), limit_bytes, found.built.recomputed) if found.host else None
-        self.folded = tuple(found.solution.choice[node] for node in folded_nodes(start.terms, split))
+        self.split, self.limit_bytes, self.recomputed = split_terms(start.terms, ()), limit_bytes, found.built.recomputed
+        self.prefetch = found.built.terms.prefetch
+        self.built = build_problem(self.split.ahead({}) if self.prefetch else self.split, limit_bytes, self.recomputed)
+        self.folded = tuple(found.solution.choice[node] for node in folded_nodes(start.terms, self.split))
         self.tie = FINER * start.problem.tie
         before = self.cost(self.folded)
         assert before is not None, "the folded plan is possible"
@@ -46,11 +44,9 @@ class Judge:
 
     def cost(self, choice: Sequence[int]) -> int | None:
         """What a choice costs, None if it is forbidden."""
-        least = evaluate(self.built.problem, choice).cost
-        if least is None:
+        if evaluate(self.built.problem, choice).cost is None:
             return None
-        device = least + sum(max(0, (evaluate(built.problem, choice).cost or least) - least) for built in self.waiting)
-        return device if self.host is None else max(device, evaluate(self.host.problem, choice).cost or device)
+        return true_cost(self.split, self.limit_bytes, self.recomputed, choice, prefetch=self.prefetch)
 
     def gain(self, choice: Choice) -> int:
         """By how much less than the folded plan a possible choice costs, in the units of the folded problem."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from autoplan.assignment.gathers import regather_blocks
+from autoplan.assignment.keeps import node_keeps
 from autoplan.assignment.names import block_of
+from autoplan.cost.buckets import start_seconds
 from autoplan.cost.compute import local_call, strategy_seconds
 from autoplan.cost.hardware import Hardware
 from autoplan.cost.moments import Moment
@@ -26,7 +27,7 @@ from autoplan.cost.primitives import (
 )
 from autoplan.cost.savings import SavedMap, Savings, local_bytes
 from autoplan.cost.seconds import ComputeCost
-from autoplan.cost.transitions import Moves, TransitionTable
+from autoplan.cost.transitions import Moves, Start, TransitionTable
 from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Node, Value
 from autoplan.graph.segments import Segment, find_segments
@@ -35,6 +36,14 @@ from autoplan.plan.schema import Options
 from autoplan.rules.row import Call, Strategy
 
 Array = np.ndarray
+EVENLY = 0.1  # of a start: what all that are in it pay as much of
+Part = Callable[[Start], float]
+"""Of the start of a collective that parameters of a block may be in together, the part that one of them pays for."""
+
+
+def paid_part(nbytes: int, of_all: Sequence[int]) -> float:
+    """The part that one of several parameters pays of a start: mostly by bytes, but what is small joins nobody for nothing."""
+    return (1 - EVENLY) * nbytes / sum(of_all) + EVENLY / len(of_all)
 
 
 @dataclass(frozen=True)
@@ -67,9 +76,16 @@ class Prices:
         return find_segments(self.graph, self.prefixes) if self.trains else ()
 
     @cached_property
-    def _block_sizes(self) -> Counter[str | None]:
-        """How many parameters travel together in each block."""
-        return Counter(block_of(parameter.fqn, self.prefixes) for parameter in self.graph.parameters)
+    def blocks(self) -> Mapping[str | None, tuple[Value, ...]]:
+        """The parameters of each block, which may travel together."""
+        found: dict[str | None, list[Value]] = {}
+        for parameter in self.graph.parameters:
+            found.setdefault(block_of(parameter.fqn, self.prefixes), []).append(self.graph.values[parameter.value])
+        return {block: tuple(values) for block, values in found.items()}
+
+    def read_again(self, value: Value) -> bool:
+        """Whether backward needs a parameter's values."""
+        return self.trains and any(node_keeps(self.graph, node, operand) for node, operand in self.graph.consumers[value.id])
 
     @property
     def hides(self) -> bool:
@@ -137,7 +153,17 @@ class Prices:
 
     def of_value(self, value: Value, block: str | None) -> ValuePrices:
         """The prices of what happens to one value; a parameter of a repeated block travels with the others of it."""
-        return ValuePrices(self, value, block, self._block_sizes[block] if block is not None else 1)
+        together = () if block is None else self.blocks[block]
+        alike = [other for other in together if other.dtype == value.dtype]
+        again = [other.bytes for other in alike if self.read_again(other)]
+        return ValuePrices(
+            self,
+            value,
+            block,
+            sum(other.bytes for other in together),
+            paid_part(value.bytes, [other.bytes for other in alike]) if alike else 1.0,
+            paid_part(value.bytes, again) if self.read_again(value) and again else 0.0,
+        )
 
     @cached_property
     def transitions(self) -> TransitionTable:
@@ -147,12 +173,18 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class ValuePrices:
-    """What it costs to move and to keep one value. `companions` parameters share the latency of a block's collectives."""
+    """What it costs to move and to keep one value.
+
+    The parameters of its block have `block_bytes`. Of what starting their collectives takes it pays for `part` while nothing is known of
+    who is in them, and for `part_again` where what backward needs is gathered.
+    """
 
     prices: Prices
     value: Value
     block: str | None
-    companions: int
+    block_bytes: int = 0
+    part: float = 1.0
+    part_again: float = 0.0
 
     @property
     def is_parameter(self) -> bool:
@@ -161,8 +193,13 @@ class ValuePrices:
 
     @property
     def regathers(self) -> bool:
-        """Whether the parameter is dropped after forward and gathered once more in backward."""
+        """Whether the parameter is dropped after forward, to be gathered once more if backward needs it."""
         return self.block is not None and self.prices.trains and regather_blocks(self.block, "block")
+
+    @property
+    def gathers_again(self) -> bool:
+        """Whether the parameter is gathered once more in backward even where nothing recomputes."""
+        return self.regathers and self.prices.read_again(self.value)
 
     @property
     def home_is_free(self) -> bool:
@@ -171,33 +208,46 @@ class ValuePrices:
             return self.prices.options.precision != "bf16-master"
         return self.value.id in self.prices.saved.made or self.value.id in self.prices.saved.alias_of
 
-    def forward_s(self, moves: Moves) -> Array:
-        """[source, target]: seconds to bring the value to other placements."""
-        return self._moves_s(self.value.bytes, moves)
-
-    def backward_s(self, moves: Moves) -> Array:
-        """[source, target]: seconds to bring the gradient back."""
-        nbytes = parameter_gradient_bytes(self.value.bytes, self.prices.options) if self.is_parameter else self.value.bytes
-        return self._moves_s(nbytes, moves)
-
     @property
     def has_gradient(self) -> bool:
         """Whether there is a gradient to bring back."""
         return self.prices.trains and self.value.needs_grad
 
-    def _moves_s(self, nbytes: int, moves: Moves) -> Array:
-        return self.prices.transitions.seconds(nbytes * self.companions, moves) / self.companions
+    def forward_s(self, moves: Moves) -> Array:
+        """[source, target]: seconds to bring the value to other placements once, of a block's parameter without starts."""
+        return self._moves_s(self.value.bytes, self.block_bytes, moves)
 
-    def host_s(self, forward: Moves, backward: Moves | None) -> tuple[Array, Array | None]:
-        """Seconds that the host is busy to bring the value to other placements, and its gradient back, both [source, target]."""
-        times = 1 + (self.prices.transitions.collectives(forward) > 0) * self.regathers
-        return times * self._host_s(forward), None if backward is None else self._host_s(backward)
+    def backward_s(self, moves: Moves) -> Array:
+        """[source, target]: seconds to bring the gradient back, likewise."""
+        if not self.is_parameter:
+            return self._moves_s(self.value.bytes, 0, moves)
+        options = self.prices.options
+        return self._moves_s(
+            parameter_gradient_bytes(self.value.bytes, options), parameter_gradient_bytes(self.block_bytes, options), moves
+        )
 
-    def _host_s(self, moves: Moves) -> Array:
-        """Collectives of a block's parameters are started once for all of them."""
-        host, collectives = self.prices.hardware.host, self.prices.transitions.collectives(moves)
-        others = self.prices.transitions.steps(moves) - collectives
-        return collectives * (host.redistribution_s / self.companions) + others * host.one_way_s
+    def _moves_s(self, nbytes: int, block_bytes: int, moves: Moves) -> Array:
+        table = self.prices.transitions
+        return table.seconds(nbytes, moves) if self.block is None else table.carried_seconds(nbytes, block_bytes, moves)
+
+    def starts_s(self, moves: Moves, part: Part) -> Array:
+        """[source, target]: seconds of starts of collectives, of each so large a part."""
+        if self.block is None:
+            return np.zeros((len(moves.sources), len(moves.targets)))
+        mesh, hardware = self.prices.mesh, self.prices.hardware
+        return self.prices.transitions.starts(moves, lambda start: part(start) * start_seconds(start.kind, start.axes, mesh, hardware))
+
+    def host_s(self, moves: Moves, part: Part) -> Array:
+        """[source, target]: seconds that the host is busy to bring the value or its gradient to other placements once.
+
+        Of a block's collectives so large a part, as they are started once for all parameters.
+        """
+        host, table = self.prices.hardware.host, self.prices.transitions
+        collectives = table.collectives(moves)
+        steps_s = collectives * host.redistribution_s + (table.steps(moves) - collectives) * host.one_way_s
+        if self.block is None:
+            return steps_s
+        return steps_s - host.redistribution_s * table.starts(moves, lambda start: 1 - part(start))
 
     def kept_bytes(self, used: Placements) -> int:
         """Bytes of a copy in placements `used` that lasts until backward; of a parameter that is not gathered again, if an op keeps it."""

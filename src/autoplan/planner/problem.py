@@ -127,9 +127,13 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class NoneCheaper:
-    """No choice cheaper than a cutoff was found; none costs less than `bound`. If that reaches the cutoff, there is none."""
+    """No choice cheaper than a cutoff was found; none costs less than `bound`. If that reaches the cutoff, there is none.
+
+    `interrupted` as in Solution.
+    """
 
     bound: int
+    interrupted: bool = False
 
 
 def evaluate(problem: Problem, choice: Sequence[int]) -> Evaluation:

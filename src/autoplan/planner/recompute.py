@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from math import ceil
 from time import perf_counter
-from typing import TypedDict
+from typing import TypedDict, overload
 
 import numpy as np
 
@@ -32,8 +32,10 @@ from autoplan.planner.solve import smallest_memory, solve
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.model import in_full
 from autoplan.planner.solver.search import UNLIMITED
+from autoplan.planner.terms import Terms
 
 VENTURE, MARGIN = 0.02, 0.1  # of what is proved: how much more plans are looked for first, and how far bounds without limits reach
+PATIENCE_S = 8.0  # what a single number may take at first, when others are open: a cheap plan of one of these bounds it too
 FIRST_SHARE = 0.5  # of the time that is left: what single numbers may take while no plan is known
 UNKNOWN = -(1 << 62)
 Kept = tuple[Array, ...]
@@ -44,14 +46,15 @@ Kept = tuple[Array, ...]
 class Outcome:
     """The best plan: the numbers of copies that recompute, the problem in which just these do, and the solution of it.
 
-    The solution's bound holds for all numbers. `shares` bound the problem without limits best; `waiting` and `host` are the weights
-    under which the bound was proved (`overlap`).
+    The solution's bound holds for all numbers. `shares` bound the problem without limits best; `terms`, `waiting` and `host` are those
+    and the weights under which it was proved (`overlap`).
     """
 
     numbers: Numbers
     built: Built
     solution: Solution
     shares: Mapping[str, Shares] = field(default_factory=dict)
+    terms: Terms | None = None
     waiting: Mapping[str, float] = field(default_factory=dict)
     host: float = 0.0
 
@@ -68,8 +71,10 @@ class _Open:
     kept: Kept = field(compare=False)
     shares: Mapping[str, Shares] = field(compare=False)
     at_most: int = field(compare=False)
+    patience_s: float = field(default=PATIENCE_S, compare=False)  # while others are open
 
 
+@overload
 def cheapest(
     starts: Sequence[Built],
     limit_bytes: int,
@@ -77,14 +82,33 @@ def cheapest(
     *,
     hint: Sequence[int] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Outcome | None:
+) -> Outcome | None: ...
+@overload
+def cheapest(
+    starts: Sequence[Built],
+    limit_bytes: int,
+    time_limit_s: float,
+    *,
+    cutoff: int,
+    hint: Sequence[int] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome | NoneCheaper | None: ...
+def cheapest(
+    starts: Sequence[Built],
+    limit_bytes: int,
+    time_limit_s: float,
+    *,
+    cutoff: int | None = None,
+    hint: Sequence[int] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome | NoneCheaper | None:
     """The cheapest choice of strategies and of recomputed copies within the limit, or the best found in time; None where nothing fits.
 
     `starts` are the problems in which nothing is recomputed, of the same decisions: no choice costs less in one than in the one before
-    it, which may take more memory. `hint` is a choice to begin with. Raises OutOfTime when the time limit passes before any
-    choice is found.
+    it, which may take more memory. `hint` is a choice to begin with. With a `cutoff` only what is cheaper is looked for, and NoneCheaper is
+    the answer where that is not found. Raises OutOfTime when without one the time limit passes before any choice is found.
     """
-    return _Cheapest([_Family(start, limit_bytes) for start in starts], time_limit_s, on_progress).run(hint)
+    return _Cheapest([_Family(start, limit_bytes) for start in starts], time_limit_s, on_progress, cutoff).run(hint)
 
 
 class _Family:
@@ -132,12 +156,18 @@ class _Experience(TypedDict):
 class _Cheapest:
     """The search for the cheapest."""
 
-    def __init__(self, families: Sequence[_Family], time_limit_s: float, on_progress: Callable[[int, int], None] | None) -> None:
-        self.families, self.time_limit_s, self.on_progress = families, time_limit_s, on_progress
+    def __init__(
+        self,
+        families: Sequence[_Family],
+        time_limit_s: float,
+        on_progress: Callable[[int, int], None] | None,
+        cutoff: int | None = None,
+    ) -> None:
+        self.families, self.time_limit_s, self.on_progress, self.cutoff = families, time_limit_s, on_progress, cutoff
         self.deadline = perf_counter() + time_limit_s
         self.tie = families[0].start.problem.tie
         self.order = count()
-        self.cost: int | None = None
+        self.cost = cutoff
         self.best: tuple[_Family, Numbers, tuple[int, ...]] | None = None
         self.fallback: tuple[_Family, Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
         self.open: list[_Open] = []
@@ -154,7 +184,7 @@ class _Cheapest:
         """Seconds."""
         return self.deadline - perf_counter()
 
-    def run(self, hint: Sequence[int] | None) -> Outcome | None:
+    def run(self, hint: Sequence[int] | None) -> Outcome | NoneCheaper | None:
         """Ample memory first, then box after box, the one with the least bound first."""
         first = self.families[0]
         root = first.root()
@@ -173,6 +203,8 @@ class _Cheapest:
             self._visit_until_interrupted(self._next())
         if self.best is None and self.given_up is not None and self.fallback is not None:
             self._meet(*self.fallback)
+        if self.best is None and self.cutoff is not None:
+            return NoneCheaper(self.cutoff if self.given_up is None else min(self.cutoff, self.given_up), self.interrupted)
         if self.best is None and self.given_up is not None:
             raise OutOfTime(f"no plan found in {self.time_limit_s:g} s", next_step="raise --time-limit")
         return self._outcome()
@@ -182,7 +214,7 @@ class _Cheapest:
         try:
             self._visit(open_)
         except KeyboardInterrupt:
-            if self.best is None:
+            if self.best is None and self.cutoff is None:
                 raise
             self.interrupted, self.deadline = True, perf_counter()
             self._give_up(open_.bound)
@@ -191,13 +223,24 @@ class _Cheapest:
         """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
         built = family.fixed(root.least)
         free = replace(built.problem, limits=(), peaks=())
-        self.shared = SharedBound(free, perf_counter() + self.left_s * FIRST_SHARE, margin=MARGIN)
+        self.shared = SharedBound(free, perf_counter() + self.left_s * FIRST_SHARE, self.cutoff, margin=MARGIN)
         self.ample = self.shared.below
         self.messages = self.shared.messages
+        if self.cutoff is not None and self._is_enough(self.ample.value):
+            return None
+        found: Solution | NoneCheaper | None
         try:
-            found = solve(free, self.left_s * FIRST_SHARE, shared=self.shared)
+            if self.cutoff is None:
+                found = solve(free, self.left_s * FIRST_SHARE, shared=self.shared)
+            else:
+                found = solve(free, self.left_s * FIRST_SHARE, cutoff=self.cutoff, shared=self.shared)
         except OutOfTime:
             return UNKNOWN
+        if isinstance(found, NoneCheaper):
+            self.interrupted = found.interrupted
+            if not self._is_enough(found.bound):
+                self._give_up(found.bound)
+            return None
         if found is None:
             return None
         if not self._meet(family, root.least, found.choice):
@@ -210,7 +253,12 @@ class _Cheapest:
         return None
 
     def _can_fit(self, family: _Family) -> bool:
-        """Whether anything does, for all that is known: soon said, while how cheap a plan can be takes long to prove if there is none."""
+        """Whether anything does, for all that is known: soon said, while how cheap a plan can be takes long to prove if there is none.
+
+        Not asked where something that fits is known: what has a cutoff is soon bounded.
+        """
+        if self.cutoff is not None:
+            return True
         try:
             least = _Smallest(family, self.left_s * FIRST_SHARE).run(enough=family.limit)
         except OutOfTime:
@@ -315,6 +363,9 @@ class _Cheapest:
         problem = restricted(family.fixed(open_.box.least).problem, open_.kept)
         share = FIRST_SHARE if self.best is None and self.open else 1.0
         end = perf_counter() + self.left_s * share
+        may_wait = bool(self.open) and self.cost is not None and open_.patience_s < self.left_s
+        if may_wait:
+            end = perf_counter() + open_.patience_s
         rest = [other.bound for other in self.open[:1]]
 
         def report(cost: int, proved: int) -> None:
@@ -341,10 +392,15 @@ class _Cheapest:
             return None
         if isinstance(found, Solution):
             self._meet(family, open_.box.least, in_full(found.choice, open_.kept))
-            if found.interrupted:
-                self.interrupted, self.deadline = True, perf_counter()
+        if found.interrupted:
+            self.interrupted, self.deadline = True, perf_counter()
         bound = max(open_.bound, found.bound)
-        return None if self._is_enough(bound) or bound > open_.at_most else self._give_up(bound)
+        if self._is_enough(bound) or bound > open_.at_most:
+            return None
+        if may_wait and not self.interrupted:
+            heapq.heappush(self.open, replace(open_, bound=bound, number=next(self.order), patience_s=4 * open_.patience_s))
+            return None
+        return self._give_up(bound)
 
     def _meet(self, family: _Family, numbers: Numbers, choice: Sequence[int]) -> bool:
         """Whether a choice fits with just so many copies; remembered if it is the best."""

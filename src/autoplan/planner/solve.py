@@ -74,7 +74,7 @@ def solve(
     if result is None:
         return None
     if result.choice is None and cutoff is not None:
-        return NoneCheaper(result.bound)
+        return NoneCheaper(result.bound, result.interrupted)
     if result.choice is None:
         raise OutOfTime(f"no plan found in {time_limit_s:g} s", next_step="raise --time-limit")
     choice = result.choice[: len(problem.nodes)]

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from autoplan.assignment.names import block_of
 from autoplan.graph.blocks import BlockRun, NodeClasses, classes
 from autoplan.planner.candidates import Candidates
-from autoplan.planner.prices import Array
-from autoplan.planner.problem import FORBIDDEN, Reader
-from autoplan.planner.terms import TIES, OpTerms, Readers, SourceTerms, Terms, ValueTerms, rounded
+from autoplan.planner.problem import Reader
+from autoplan.planner.terms import OpTerms, Readers, SourceTerms, Terms, ValueTerms, recosted
 
 FINER = 256  # times: units of cost where copies decide for themselves
 
@@ -125,8 +122,8 @@ class _Splitter:
                 producer=producer,
                 reading=reading,
                 readers=tuple(Reader(reader[0], needs[of_reader[reader]]) for reader in reading),
-                forward=self._costs(value.forward, value.forward_s * len(members)),
-                backward=self._costs(value.backward, value.backward_s * len(members)),
+                forward=recosted(value.forward, value.forward_s * len(members), self.unit_s),
+                backward=recosted(value.backward, value.backward_s * len(members), self.unit_s),
                 block=block_of(address, self.before.prices.prefixes) if value.kind == "parameter" else None,
             )
 
@@ -148,7 +145,3 @@ class _Splitter:
                 buffer = graph.buffers[fqn]
                 now, before = self.classes.value_class[buffer], old.value_class[buffer]
                 yield (self.source_nodes[now], -1), (self.before.source_nodes[before], -1)
-
-    def _costs(self, before: Array, seconds: Array) -> Array:
-        """The costs of so many seconds, with the preferences there were; what was forbidden stays so."""
-        return np.where(before == FORBIDDEN, FORBIDDEN, rounded(seconds, self.unit_s) + before % TIES)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from autoplan.assignment.names import block_of, kind_of_block
+from autoplan.cost.buckets import start_seconds
 from autoplan.cost.hardware import Host
 from autoplan.cost.seconds import ComputeCost
 from autoplan.cost.transitions import Moves
@@ -22,6 +23,7 @@ from autoplan.planner.candidates import Candidates
 from autoplan.planner.prices import Array, Prices
 from autoplan.planner.problem import FORBIDDEN, Reader, Vector
 from autoplan.planner.states import StateNumbers, States
+from autoplan.planner.travel import Paid, Parts, Travel
 
 RESOLUTION = 1e-7  # of the step's least compute time: what one unit of cost stands for
 TIES = 4096  # cost units are cut this fine below `unit_s`, so that small preferences decide between equal plans
@@ -78,7 +80,7 @@ class ValueTerms:
     """Values whose producers and readers are of the same classes. Costs are of all members, seconds and bytes of one.
 
     `forward[p][f]` and `backward[p][q]` as in ProblemValue, of `forward_s` and `backward_s`; `again_s[p][f]` what bringing it there
-    once more takes; `host_s` is what the host is busy with, as [p][f] and as [p][q];
+    once more takes; `host_s` is what the host is busy with, as [p][f] and as [p][q]; `travel` what these are made of, of a block's parameters;
     `kept_bytes[f]` a copy that lasts until backward; `in_flight_bytes[f]` what the block at work needs of a parameter,
     `unreduced_bytes[p]` of one that is read as it is stored.
     """
@@ -102,6 +104,7 @@ class ValueTerms:
     in_flight_bytes: Array
     unreduced_bytes: Array
     block: str | None
+    travel: Travel | None = None
 
     @property
     def is_parameter(self) -> bool:
@@ -109,14 +112,48 @@ class ValueTerms:
         return self.kind == "parameter"
 
     def ahead(self, counted: float) -> ValueTerms:
-        """With so much of what it costs to travel, and with that of one block more in flight."""
+        """With so much of what it costs where ranks talk to each other, and with that of one block more in flight."""
+        assert self.travel is not None
+        forth, back = self.travel.talks()
         return replace(
             self,
-            forward=_part_of(self.forward, counted),
-            backward=_part_of(self.backward, counted),
+            forward=np.where(forth, _part_of(self.forward, counted), self.forward),
+            backward=np.where(back, _part_of(self.backward, counted), self.backward),
+            again_s=np.where(forth, counted * self.again_s, self.again_s),
             in_flight_bytes=2 * self.in_flight_bytes,
             unreduced_bytes=2 * self.unreduced_bytes,
         )
+
+    def charged(self, parts: Parts, unit_s: float) -> ValueTerms:
+        """With these parts of the starts of its block's collectives to pay for."""
+        assert self.travel is not None
+        travel = replace(self.travel, parts=parts)
+        forward_s, backward_s, host_s = travel.seconds()
+        return replace(
+            self,
+            forward=recosted(self.forward, forward_s * len(self.members), unit_s),
+            forward_s=forward_s,
+            backward=recosted(self.backward, backward_s * len(self.members), unit_s),
+            backward_s=backward_s,
+            host_s=host_s,
+            again_s=travel.recomputed_s(),
+            travel=travel,
+        )
+
+    def starts(self, choice: Sequence[int]) -> set[Paid]:
+        """The starts of its block's collectives that it is in, by a choice."""
+        if self.travel is None:
+            return set()
+        made = self.made[choice[self.producer]]
+        states = {q for reader in self.readers if (q := reader.needs[choice[reader.node]]) is not None}
+        return self.travel.starts(made, {self.forward_class[q] for q in states}, states)
+
+    @property
+    def most_host_s(self) -> float:
+        """No less than the host is busy with any state of it, were it alone in every collective."""
+        if self.travel is None:
+            return sum(float(host_s.max(initial=0.0)) for host_s in self.host_s)
+        return sum(float(host_s.max(initial=0.0)) for host_s in self.travel.seconds(alone=True)[2])
 
     def hosted(self, part: float, unit_s: float) -> ValueTerms:
         """With so much of what the host is busy with, and the rest of what it costs."""
@@ -128,9 +165,20 @@ class ValueTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class Collective:
+    """One that parameters of a block may be in, of one dtype, and of so many copies of the block."""
+
+    block: str
+    dtype: str
+    paid: Paid
+    copies: int
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """All of them. Problem nodes are the node classes first, then the sources, then the outputs of the graph.
 
+    `opened` are collectives of blocks whose starts are paid for whoever is in them (`starts`).
     Parameters of blocks travel `prefetch` pieces ahead; `waiting` is what `ahead` was told, `host` what `hosted` was.
     """
 
@@ -142,6 +190,7 @@ class Terms:
     values: tuple[ValueTerms, ...]
     source_nodes: Mapping[int, int]  # value class -> problem node
     output_nodes: tuple[int, ...]
+    opened: tuple[Collective, ...] = ()
     prefetch: int = 0
     waiting: Mapping[str, float] = field(default_factory=dict)
     host: float = 0.0
@@ -153,13 +202,10 @@ class Terms:
         counts with a weight (`waiting`, 0 to 1), the first with the rest. Whatever the weights, that is no more than the greater.
         """
         assert not self.prefetch and not self.host
-        hides = self.prices.hardware.hides
+        told = replace(self, prefetch=1, waiting=waiting)
         ops = tuple(op if op.kind is None else op.less(waiting.get(op.kind, 0.0)) for op in self.ops)
-        values = tuple(
-            value if value.block is None else value.ahead(1 - hides * (1 - waiting.get(kind_of_block(value.block), 0.0)))
-            for value in self.values
-        )
-        return replace(self, ops=ops, values=values, prefetch=1, waiting=waiting)
+        values = tuple(v if v.block is None else v.ahead(told._counted(kind_of_block(v.block))) for v in self.values)
+        return replace(told, ops=ops, values=values)
 
     def hosted(self, part: float) -> Terms:
         """The same where a step costs so much of what the host is busy with it, and the rest of what the device is.
@@ -180,7 +226,7 @@ class Terms:
     @property
     def most_host(self) -> int:
         """More cost units than the host is busy with any choice, or as much."""
-        moves_s = sum(len(v.members) * len(v.readers) * sum(float(host_s.max(initial=0.0)) for host_s in v.host_s) for v in self.values)
+        moves_s = sum(len(v.members) * len(v.readers) * v.most_host_s for v in self.values)
         return self.least_host * 3 // 2 + int(moves_s / self.unit_s + 1) * TIES
 
     @property
@@ -189,6 +235,32 @@ class Terms:
         host = self.prices.hardware.host
         each_s = host.op_s if self.prices.trains else host.one_way_s
         return int(sum(len(op.members) for op in self.ops) * each_s / self.unit_s + 1) * TIES
+
+    @property
+    def opened_s(self) -> float:
+        """What the starts of `opened` cost in a step."""
+        prices, total = self.prices, 0.0
+        for collective in self.opened:
+            _, start = collective.paid
+            device_s = start_seconds(start.kind, start.axes, prices.mesh, prices.hardware)
+            if self.prefetch:
+                device_s *= self._counted(kind_of_block(collective.block))
+            total += collective.copies * ((1 - self.host) * device_s + self.host * prices.hardware.host.redistribution_s)
+        return total
+
+    def _counted(self, kind: str) -> float:
+        """How much of what parameters of such blocks cost counts where they travel ahead."""
+        return 1 - self.prices.hardware.hides * (1 - self.waiting.get(kind, 0.0))
+
+    @property
+    def parts(self) -> tuple[Parts, ...]:
+        """By value that travels with a block's others, the parts of starts that it is said to pay for."""
+        return tuple(value.travel.parts for value in self.values if value.travel is not None)
+
+    @property
+    def rounding_of_starts(self) -> int:
+        """As `rounding`, where only who pays for starts differs: forward and back."""
+        return TIES * len(self.parts)
 
     def cost(self, seconds: Array, *, down: bool = False) -> Array:
         """Integer costs of strategies; among equals the earlier ones first."""
@@ -204,6 +276,11 @@ def rounded(seconds: Array, unit_s: float, *, down: bool = False) -> Array:
     """Seconds in cost units, to the nearest or down, with room for preferences below."""
     units = seconds / unit_s
     return (np.floor(units) if down else np.rint(units)).astype(np.int64) * TIES
+
+
+def recosted(before: Array, seconds: Array, unit_s: float) -> Array:
+    """The costs of so many seconds, with the preferences there were; what was forbidden stays so."""
+    return np.where(before == FORBIDDEN, FORBIDDEN, rounded(seconds, unit_s) + before % TIES)
 
 
 def _part_of(costs: Array, part: float) -> Array:
@@ -306,10 +383,9 @@ class _Pricer:
         value = self.graph.values[members[0]]
         block = block_of(value.address, self.prices.prefixes) if value.kind == "parameter" else None
         prices = self.prices.of_value(value, block)
+        travel = Travel(prices, forward, backward, len(states.needed))
         again_s = prices.forward_s(forward)
-        forward_s = again_s * (2 if prices.regathers else 1)
-        backward_s = np.zeros((len(states.produced), len(states.needed))) if backward is None else prices.backward_s(backward).T
-        host_forward_s, host_backward_s = prices.host_s(forward, backward)
+        forward_s, backward_s, host_s = travel.seconds()
         positions = {used: position for position, used in enumerate(states.placements)}
         homes, uses = (self.prices.transitions.placements(numbers) for numbers in (states.homes, states.placements))
         return ValueTerms(
@@ -326,12 +402,13 @@ class _Pricer:
             again_s=again_s,
             backward=self._backward(backward_s * len(members), backward),
             backward_s=backward_s,
-            host_s=(host_forward_s, np.zeros_like(backward_s) if host_backward_s is None else host_backward_s.T),
+            host_s=host_s,
             free=tuple(map(positions.get, states.homes)) if prices.home_is_free else (None,) * len(states.homes),
             kept_bytes=np.array([prices.kept_bytes(used) for used in uses]),
             in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in uses]),
             unreduced_bytes=np.array([prices.unreduced_bytes(home) if prices.is_parameter else 0 for home in homes]),
             block=prices.block,
+            travel=travel if block is not None else None,
         )
 
     def _forward(self, value: Value, seconds: Array, moves: Moves) -> Array:

@@ -68,14 +68,14 @@ class _Bounding:
 
     def __init__(self, start: Built, found: Outcome, runs: Sequence[BlockRun], limit_bytes: int) -> None:
         self.start, self.found, self.runs = start, found, runs
-        prices, folded = start.terms.prices, start.terms
+        prices, charged = start.terms.prices, found.terms or start.terms
         waiting = (found.waiting or dict.fromkeys(sorted(prices.prefixes), 0.0)) if prices.hides else None
 
         def weighed(terms: Terms) -> Terms:
             return (terms if waiting is None else terms.ahead(waiting)).hosted(found.host)
 
         def split(parts: Sequence[BlockRun]) -> Built:
-            return build_problem(weighed(split_terms(start.terms, parts)), limit_bytes)
+            return build_problem(weighed(split_terms(charged, parts)), limit_bytes)
 
         try:
             self.parts = split(parted(runs))
@@ -85,7 +85,7 @@ class _Bounding:
                 raise TooLong from None
             self.parts = split(())
             self.chain = whole(self.parts)
-        terms, folded = self.parts.terms, weighed(folded)
+        terms = self.parts.terms
         self.pieces = (self.chain.rest, *self.chain.copies)
         if sum(piece.problem.strategies for piece in self.pieces) > MOST_STRATEGIES:
             raise TooLong
@@ -93,12 +93,9 @@ class _Bounding:
         self.of_value = {now.name: _positions(before, now, self.of_folded) for before, now in folded_values(start.terms, terms)}
         self.folded = {value.name: value for value in start.problem.values}
         self.choice = tuple(found.solution.choice[node] for node in self.of_folded)
-        least = (
-            found.built
-            if (found.built.terms.waiting, found.built.terms.host) == (folded.waiting, folded.host) and not found.built.recomputed
-            else build_problem(folded, limit_bytes)
-        )
-        self.above = found.solution.cost - cost_of(least.problem, found.solution.choice)
+        least = build_problem(weighed(charged), limit_bytes)
+        above = found.solution.cost - cost_of(least.problem, found.solution.choice)
+        self.above = max(0, above - start.terms.rounding_of_starts)  # no more than that is only rounding
         self.costs = [cost_of(piece.problem, [self.choice[node] for node in piece.nodes]) for piece in self.pieces]
         self.here = sum(count * cost for cost, count in zip(self.costs, (1, *self.chain.counts), strict=True))
         self.enough = self.here - FINER * start.problem.tie  # what is proved to cost more than this is no better
