@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -284,6 +285,33 @@ def accumulated(build: Seeded, plan: Plan) -> list[Tensor]:
     (module(*inputs) + 2 * module(*inputs)).backward()
     module(*inputs).backward()
     return [p.grad.to_local() for p in module.parameters() if isinstance(p.grad, DTensor)]
+
+
+def growth(build: Seeded, plan: Plan) -> int:
+    """How many bytes of tensors more there are after further steps, while nothing collects garbage."""
+    module, model, mesh = parallel(build, plan)
+    inputs = autoplan.shard_inputs(plan, mesh, model.args)
+
+    def steps(times: int) -> int:
+        for _ in range(times):
+            module(*inputs).backward()
+            module.zero_grad()
+        return sum(_storages().values())
+
+    steps(2)
+    gc.collect()
+    gc.disable()
+    try:
+        before = steps(0)
+        return steps(3) - before
+    finally:
+        gc.enable()
+
+
+def _storages() -> dict[int, int]:
+    """Bytes of what tensors there are in this process, by address."""
+    tensors = [found for found in gc.get_objects() if type(found) in (Tensor, nn.Parameter)]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors if tensor.device.type == "cpu"}
 
 
 @dataclass(frozen=True)

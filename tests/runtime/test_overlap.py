@@ -99,3 +99,8 @@ def test_two_forwards_before_one_backward_and_accumulation(pool: WorkerPool) -> 
         pool.run(process_jobs.accumulated, TINY, plan), pool.run(process_jobs.accumulated, TINY, overlapping(plan)), strict=True
     ):
         assert all(torch.equal(a, b) for a, b in zip(usual, late, strict=True))
+
+
+def test_nothing_of_a_step_is_left_to_the_garbage_collector(pool: WorkerPool) -> None:
+    """Gradients held in a cycle until it runs would be memory that no prediction knows."""
+    assert pool.run(process_jobs.growth, TINY, overlapping(random_plan(TINY, mesh_of(2, 2), 1))) == [0] * 4

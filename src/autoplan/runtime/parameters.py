@@ -45,8 +45,8 @@ class Gather(nn.Module):
         """`stored[k]` is the local part of the parameter `values[k]`."""
         used = _Gather.apply(self, run, *stored)
         if run.regathering is not None and self.plan.again:
-            kept = [tensor.detach() for tensor in stored]
-            gathered = GatheredAgain(lambda: self.start(kept, self.plan.again, run.group), self.plan.prefetch)
+            kept, group = [tensor.detach() for tensor in stored], run.group
+            gathered = GatheredAgain(lambda: self.start(kept, self.plan.again, group), self.plan.prefetch)  # `run` holds it: no cycle
             for index in sorted({index for bucket in self.plan.again for index in bucket.members}):
                 run.regathering.track(used[index], gathered, index)
         return used

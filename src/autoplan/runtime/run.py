@@ -41,8 +41,11 @@ class Reductions:
         self._flying = self._by_name[name] = reduction
 
     def take(self, name: str) -> Tensors:
-        """The reduced gradients of a group's members."""
-        return self._by_name.pop(name).finish()
+        """The reduced gradients of a group's members; nothing of them stays here."""
+        reduction = self._by_name.pop(name)
+        if self._flying is reduction:
+            self._flying = None
+        return reduction.finish()
 
 
 @dataclass
