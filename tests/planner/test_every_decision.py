@@ -18,10 +18,10 @@ from autoplan.cost.predict import Prediction, prediction
 from autoplan.graph import Graph
 from autoplan.models import gpt2, llama, mlp
 from autoplan.planner.build import Built, build_problem
+from autoplan.planner.family import Outcome
 from autoplan.planner.overlap import cheapest_overlapped, true_cost
 from autoplan.planner.pipeline import capture_for
 from autoplan.planner.problem import cost_of, evaluate, is_feasible
-from autoplan.planner.recompute import Outcome
 from autoplan.planner.remedies import problem_of
 
 sys.path.append(str(Path(__file__).parents[1] / "zoo"))

@@ -10,8 +10,9 @@ from planner_cases import graph_of, module, overlapping, planned, request
 from autoplan.planner.build import build_problem
 from autoplan.planner.overlap import cheapest_overlapped, true_cost
 from autoplan.planner.problem import cost_of, is_feasible
-from autoplan.planner.recompute import cheapest, smallest
+from autoplan.planner.recompute import cheapest
 from autoplan.planner.remedies import problem_of
+from autoplan.planner.smallest import smallest
 
 TIME_LIMIT_S = 120.0
 PLANS = 40

@@ -16,10 +16,12 @@ from random_models import tight_model
 
 from autoplan.planner import recompute
 from autoplan.planner.build import Built, build_problem
+from autoplan.planner.family import Outcome
 from autoplan.planner.pipeline import capture_for
 from autoplan.planner.problem import NoneCheaper, Solution, evaluate
-from autoplan.planner.recompute import Outcome, cheapest, smallest
+from autoplan.planner.recompute import cheapest
 from autoplan.planner.remedies import problem_of
+from autoplan.planner.smallest import smallest
 from autoplan.planner.solve import solve
 from autoplan.planner.solver import cpsat
 from autoplan.planner.solver.model import Edge, Found, Model, Span

@@ -19,9 +19,9 @@ from autoplan.models import gpt2, llama, mlp
 from autoplan.placement import parse_mesh
 from autoplan.plan.schema import Options
 from autoplan.planner.build import Built
+from autoplan.planner.family import Outcome
 from autoplan.planner.overlap import cheapest_overlapped
 from autoplan.planner.pipeline import capture_for
-from autoplan.planner.recompute import Outcome
 from autoplan.planner.remedies import problem_of
 from autoplan.planner.request import PlanRequest
 

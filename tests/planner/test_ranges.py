@@ -15,8 +15,9 @@ from autoplan.planner import shares
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.numbers import Box, Copies
 from autoplan.planner.problem import Problem, evaluate
-from autoplan.planner.recompute import cheapest, smallest
+from autoplan.planner.recompute import cheapest
 from autoplan.planner.shares import SharedBound
+from autoplan.planner.smallest import smallest
 from autoplan.planner.solve import smallest_memory, solve
 
 LAYERS = 7

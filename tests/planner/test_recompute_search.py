@@ -19,7 +19,8 @@ from autoplan.planner.build import Built, build_problem
 from autoplan.planner.pins import apply_pins
 from autoplan.planner.prices import Prices
 from autoplan.planner.problem import cost_of, evaluate, is_feasible
-from autoplan.planner.recompute import cheapest, smallest
+from autoplan.planner.recompute import cheapest
+from autoplan.planner.smallest import smallest
 from autoplan.planner.solve import smallest_memory, solve
 from autoplan.planner.starts import fitted
 

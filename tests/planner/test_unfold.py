@@ -25,11 +25,11 @@ from autoplan.planner.build import Built, build_problem
 from autoplan.planner.candidates import enumerate_candidates
 from autoplan.planner.chain import chain_of, nodes_of, parted
 from autoplan.planner.emit import ModelFacts, emit
+from autoplan.planner.family import Outcome
 from autoplan.planner.overlap import cheapest_overlapped
 from autoplan.planner.pipeline import capture_for
 from autoplan.planner.polish import Judge
 from autoplan.planner.problem import Problem, evaluate
-from autoplan.planner.recompute import Outcome
 from autoplan.planner.remedies import problem_of
 from autoplan.planner.request import PlanRequest
 from autoplan.planner.solve import solve

@@ -10,9 +10,9 @@ from autoplan.cost.hardware import GIB
 from autoplan.graph.blocks import BlockRun
 from autoplan.plan.schema import Plan, SolverInfo
 from autoplan.planner.build import Built
+from autoplan.planner.family import Outcome
 from autoplan.planner.polish import MOST_NODES, MOST_STRATEGIES, Choice, Judge, polished, searched
 from autoplan.planner.problem import Solution
-from autoplan.planner.recompute import Outcome
 from autoplan.planner.request import PlanRequest
 from autoplan.planner.unfold import Unfolded, unfolded
 

@@ -16,7 +16,7 @@ from autoplan.errors import NoPlanFits, OutOfTime, PlanError
 from autoplan.plan.patterns import collapse
 from autoplan.planner.build import Built
 from autoplan.planner.prices import Prices
-from autoplan.planner.recompute import smallest
+from autoplan.planner.smallest import smallest
 
 GIB = 2**30
 TIME_LIMIT_S = 10.0  # to find the smallest plan; what is not proved by then is said to be an upper bound

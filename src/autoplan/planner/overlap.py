@@ -22,8 +22,9 @@ from time import perf_counter
 from autoplan.errors import OutOfTime
 from autoplan.graph.segments import Segment
 from autoplan.planner.build import Built, build_problem
+from autoplan.planner.family import Outcome
 from autoplan.planner.problem import NoneCheaper, cost_of
-from autoplan.planner.recompute import Outcome, cheapest
+from autoplan.planner.recompute import cheapest
 from autoplan.planner.solve import solve
 from autoplan.planner.starts import closed, fitted, opened, undercharged
 from autoplan.planner.terms import Terms

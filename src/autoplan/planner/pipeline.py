@@ -21,11 +21,11 @@ from autoplan.plan.schema import Options, Plan, SolverInfo
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.differ import best_plan
 from autoplan.planner.emit import ModelFacts, emit
+from autoplan.planner.family import Outcome
 from autoplan.planner.infeasible import nothing_fits
 from autoplan.planner.overlap import cheapest_overlapped
 from autoplan.planner.pins import pinned
 from autoplan.planner.prices import Prices
-from autoplan.planner.recompute import Outcome
 from autoplan.planner.remedies import remedies
 from autoplan.planner.request import PlanRequest
 from autoplan.planner.terms import terms_of

@@ -13,9 +13,9 @@ from autoplan.errors import OutOfTime
 from autoplan.graph.blocks import BlockRun
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.chain import nodes_of
+from autoplan.planner.family import Outcome
 from autoplan.planner.overlap import true_cost
 from autoplan.planner.problem import Problem, evaluate, is_feasible
-from autoplan.planner.recompute import Outcome
 from autoplan.planner.solve import solve
 from autoplan.planner.split import FINER, folded_nodes, split_terms
 from autoplan.planner.unfold import Unfolded

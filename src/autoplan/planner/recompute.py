@@ -21,18 +21,19 @@ from typing import TypedDict, overload
 import numpy as np
 
 from autoplan.errors import OutOfTime
-from autoplan.planner.build import Built, build_problem
+from autoplan.planner.build import Built
+from autoplan.planner.family import Family, Outcome
 from autoplan.planner.messages import Messages
-from autoplan.planner.numbers import Box, Copies, Numbers
+from autoplan.planner.numbers import Box, Numbers
 from autoplan.planner.pairwise import Place, Row
 from autoplan.planner.prices import Array
 from autoplan.planner.problem import NoneCheaper, Problem, Solution, cost_of, evaluate, is_feasible, restricted
 from autoplan.planner.shares import SharedBound, Shares
+from autoplan.planner.smallest import Smallest
 from autoplan.planner.solve import smallest_memory, solve
 from autoplan.planner.solver.bound import Bound
 from autoplan.planner.solver.model import in_full
 from autoplan.planner.solver.search import UNLIMITED
-from autoplan.planner.terms import Terms
 
 VENTURE, MARGIN = 0.02, 0.1  # of what is proved: how much more plans are looked for first, and how far bounds without limits reach
 PATIENCE_S = 8.0  # what a single number may take at first, when others are open: a cheap plan of one of these bounds it too
@@ -42,23 +43,6 @@ Kept = tuple[Array, ...]
 """By node, the strategies that a better plan may use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The best plan: the numbers of copies that recompute, the problem in which just these do, and the solution of it.
-
-    The solution's bound holds for all numbers. `shares` bound the problem without limits best; `terms`, `waiting` and `host` are those
-    and the weights under which it was proved (`overlap`).
-    """
-
-    numbers: Numbers
-    built: Built
-    solution: Solution
-    shares: Mapping[str, Shares] = field(default_factory=dict)
-    terms: Terms | None = None
-    waiting: Mapping[str, float] = field(default_factory=dict)
-    host: float = 0.0
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class _Open:
     """A box of one family that is still to be looked at: nothing in it costs less than `bound`, and only what costs `at_most` matters here."""
@@ -66,7 +50,7 @@ class _Open:
     bound: int
     late: bool  # of the same bound; single numbers are, since ranges soon say how much a good plan costs
     number: int  # then in the order in which they came
-    family: _Family = field(compare=False)
+    family: Family = field(compare=False)
     box: Box = field(compare=False)
     kept: Kept = field(compare=False)
     shares: Mapping[str, Shares] = field(compare=False)
@@ -108,43 +92,7 @@ def cheapest(
     it, which may take more memory. `hint` is a choice to begin with. With a `cutoff` only what is cheaper is looked for, and NoneCheaper is
     the answer where that is not found. Raises OutOfTime when without one the time limit passes before any choice is found.
     """
-    return _Cheapest([_Family(start, limit_bytes) for start in starts], time_limit_s, on_progress, cutoff).run(hint)
-
-
-class _Family:
-    """The problems of one start, by the numbers of copies that recompute."""
-
-    def __init__(self, start: Built, limit_bytes: int) -> None:
-        self.start, self.limit_bytes = start, limit_bytes
-        self.copies = Copies(start.terms)
-        self.limit = max(start.problem.limits)  # in memory units
-        self._fixed: dict[Numbers, Built] = {}
-        self._ends: dict[Box, Problem] = {}
-
-    def root(self) -> Box:
-        """All numbers that pins allow."""
-        pinned = self.start.candidates.recompute
-        copies = {prefix: len(segments) for prefix, segments in self.copies.by_prefix.items()}
-        return Box(tuple(pinned.get(p, 0) for p in copies), tuple(pinned.get(p, n) for p, n in copies.items()))
-
-    def fixed(self, numbers: Numbers) -> Built:
-        """The problem in which just so many copies recompute."""
-        if not any(numbers):
-            return self.start
-        if numbers not in self._fixed:
-            self._fixed[numbers] = build_problem(self.start.terms, self.limit_bytes, self.copies.segments(numbers))
-        return self._fixed[numbers]
-
-    def below(self, box: Box, *, down: bool = False) -> Built:
-        """The problem in which every term costs and takes what is least in the box."""
-        most = self.copies.segments(box.most)
-        return build_problem(self.start.terms, self.limit_bytes, self.copies.segments(box.least), most, down=down)
-
-    def end(self, box: Box) -> Problem:
-        """The problem, rounded down, at an end of a range, which is often one of its halves' too."""
-        if box not in self._ends:
-            self._ends[box] = self.below(box, down=True).problem
-        return self._ends[box]
+    return _Cheapest([Family(start, limit_bytes) for start in starts], time_limit_s, on_progress, cutoff).run(hint)
 
 
 class _Experience(TypedDict):
@@ -158,7 +106,7 @@ class _Cheapest:
 
     def __init__(
         self,
-        families: Sequence[_Family],
+        families: Sequence[Family],
         time_limit_s: float,
         on_progress: Callable[[int, int], None] | None,
         cutoff: int | None = None,
@@ -168,8 +116,8 @@ class _Cheapest:
         self.tie = families[0].start.problem.tie
         self.order = count()
         self.cost = cutoff
-        self.best: tuple[_Family, Numbers, tuple[int, ...]] | None = None
-        self.fallback: tuple[_Family, Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
+        self.best: tuple[Family, Numbers, tuple[int, ...]] | None = None
+        self.fallback: tuple[Family, Numbers, tuple[int, ...]] | None = None  # fits, whatever it costs
         self.open: list[_Open] = []
         self.shared: SharedBound | None = None  # of the problem without limits, which costs no more than any
         self.ample: Bound | None = None  # what is proved by that of the choices that are cheaper than the best
@@ -219,7 +167,7 @@ class _Cheapest:
             self.interrupted, self.deadline = True, perf_counter()
             self._give_up(open_.bound)
 
-    def _ample(self, family: _Family, root: Box) -> int | None:
+    def _ample(self, family: Family, root: Box) -> int | None:
         """The least that any choice costs, whatever it takes; None if the cheapest of these fits, so that nothing is left to do."""
         built = family.fixed(root.least)
         free = replace(built.problem, limits=(), peaks=())
@@ -252,7 +200,7 @@ class _Cheapest:
             self._give_up(found.bound)
         return None
 
-    def _can_fit(self, family: _Family) -> bool:
+    def _can_fit(self, family: Family) -> bool:
         """Whether anything does, for all that is known: soon said, while how cheap a plan can be takes long to prove if there is none.
 
         Not asked where something that fits is known: what has a cutoff is soon bounded.
@@ -260,7 +208,7 @@ class _Cheapest:
         if self.cutoff is not None:
             return True
         try:
-            least = _Smallest(family, self.left_s * FIRST_SHARE).run(enough=family.limit)
+            least = Smallest(family, self.left_s * FIRST_SHARE).run(enough=family.limit)
         except OutOfTime:
             return True
         if least is None or least.solution.bound > family.limit:
@@ -278,7 +226,7 @@ class _Cheapest:
         heapq.heapify(self.open)
         return found
 
-    def _push(self, family: _Family, box: Box, bound: int, kept: Kept, shares: Mapping[str, Shares], at_most: int) -> None:
+    def _push(self, family: Family, box: Box, bound: int, kept: Kept, shares: Mapping[str, Shares], at_most: int) -> None:
         like_ample = self.messages is not None and not any(box.most)  # begins with messages that fit
         heapq.heappush(self.open, _Open(bound, box.is_one and not like_ample, next(self.order), family, box, kept, shares, at_most))
 
@@ -402,7 +350,7 @@ class _Cheapest:
             return None
         return self._give_up(bound)
 
-    def _meet(self, family: _Family, numbers: Numbers, choice: Sequence[int]) -> bool:
+    def _meet(self, family: Family, numbers: Numbers, choice: Sequence[int]) -> bool:
         """Whether a choice fits with just so many copies; remembered if it is the best."""
         problem = family.fixed(numbers).problem
         if not is_feasible(problem, choice):
@@ -412,7 +360,7 @@ class _Cheapest:
             self.cost, self.best = cost, (family, numbers, tuple(choice))
         return True
 
-    def _meet_between(self, family: _Family, box: Box, ends: Sequence[Problem], choice: Sequence[int], kept: Kept) -> None:
+    def _meet_between(self, family: Family, box: Box, ends: Sequence[Problem], choice: Sequence[int], kept: Kept) -> None:
         """Try a choice with the fewest copies with which it fits, by what it takes at both ends."""
         low, high = (evaluate(end, choice) for end in ends)
         if low.cost is None or high.cost is None or any(b > limit for b, limit in zip(high.memory, ends[1].limits, strict=True)):
@@ -442,63 +390,3 @@ def _fitting(problem: Problem, time_limit_s: float) -> tuple[int, ...] | None:
     limit = max(problem.limits)
     least = smallest_memory(problem, time_limit_s, enough=limit)
     return None if least is None or least.bound > limit else least.choice
-
-
-def smallest(start: Built, limit_bytes: int, time_limit_s: float) -> Outcome | None:
-    """The choice, and the copies that recompute, whose peak of memory is least; None where nothing is possible.
-
-    The solution's `cost` and `bound` are in memory units. Raises OutOfTime when the time limit passes before any choice is found.
-    """
-    return _Smallest(_Family(start, limit_bytes), time_limit_s).run()
-
-
-class _Smallest:
-    """All boxes halved, each bounded by the problem of its least terms."""
-
-    def __init__(self, family: _Family, time_limit_s: float) -> None:
-        self.family, self.time_limit_s = family, time_limit_s
-        self.deadline = perf_counter() + time_limit_s
-
-    def run(self, enough: int | None = None) -> Outcome | None:
-        """Many and few copies first, since one of both is best most of the time.
-
-        The search ends as soon as the least is known to be at most `enough`, or above.
-        """
-        family, order = self.family, count()
-        root = family.root()
-        ends = dict.fromkeys((root.most, root.least))
-        boxes = [(0, next(order), Box(numbers, numbers)) for numbers in ends]
-        boxes += [(0, next(order), box) for box in family.copies.pieces(root) if box.least not in ends or not box.is_one]
-        best: Outcome | None = None
-        proved: list[int] = []  # about the boxes that are not to be looked at again
-        while boxes and (best is None or boxes[0][0] < best.solution.cost):
-            if enough is not None and not boxes[0][0] <= enough < (UNLIMITED if best is None else best.solution.cost):
-                proved.append(boxes[0][0])
-                break
-            bound, _, box = heapq.heappop(boxes)
-            left_s = self.deadline - perf_counter()
-            if best is not None and left_s <= 0:
-                proved.append(bound)
-                break
-            built = family.fixed(box.least) if box.is_one else family.below(box)
-            try:
-                solution = smallest_memory(built.problem, max(1.0, left_s / (3 if best is None else 2)), enough=enough)
-            except OutOfTime:
-                proved.append(bound)
-                continue
-            if solution is None:
-                continue
-            bound = max(bound, solution.bound)
-            if not box.is_one and left_s > 0:
-                for part in box.halves():
-                    heapq.heappush(boxes, (bound, next(order), part))
-                continue
-            proved.append(bound)
-            if box.is_one and (best is None or solution.cost < best.solution.cost):
-                best = Outcome(box.least, built, solution)
-        if best is None and proved:
-            raise OutOfTime(f"no plan found in {self.time_limit_s:g} s")
-        if best is None:
-            return None
-        bound = min([best.solution.cost, *proved])
-        return replace(best, solution=replace(best.solution, bound=bound, status="optimal" if best.solution.cost <= bound else "feasible"))

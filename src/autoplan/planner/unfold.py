@@ -17,9 +17,9 @@ import numpy as np
 from autoplan.graph.blocks import BlockRun
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.chain import NotAChain, Piece, chain_of, parted, whole
+from autoplan.planner.family import Outcome
 from autoplan.planner.pairwise import model_of
 from autoplan.planner.problem import cost_of, restricted
-from autoplan.planner.recompute import Outcome
 from autoplan.planner.shares import Shares, relaxation
 from autoplan.planner.solver.deposits import bounded
 from autoplan.planner.solver.eliminate import TooWide
