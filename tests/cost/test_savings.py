@@ -78,7 +78,7 @@ def test_recomputed_layers_keep_what_they_read(again: int) -> None:
 def test_at_the_backward_of_a_recomputed_layer_its_activations_are_there_and_later_ones_gone() -> None:
     graph = captured(llama, TINY_LLAMA, torch.float32)
     first, second = find_segments(graph, ("layers",))
-    begin, at_first, at_second = moments(graph, (first, second), (first, second))
+    begin, _, at_first, at_second = moments(graph, (first, second), (first, second))
     assignment = replicated(graph, parse_mesh("1"))
     whole, none, held = (activation_bytes(assignment, m) for m in (moments(graph, (first, second))[0], begin, at_second))
     between = 4 * 16 * 32 * 4  # what a layer reads: [4, 16, 32] fp32

@@ -2,7 +2,7 @@
 
 Activations go and gradients come as backward goes down through the graph, both in equal steps from copy to copy of a block.
 So between two of these moments memory changes evenly, and is greatest at one of them: where backward begins, where it
-reaches the last copy that computes its activations again, where it reaches the first copy, and at the optimizer step.
+reaches the last copy, the last that computes its activations again, and the first, and at the optimizer step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,25 @@ class Moment:
     """A moment of the backward pass, which has come down to node `until`, itself not included.
 
     What later nodes kept is gone, and the gradients of the parameters that they read are there. Of the segments in
-    `dropped` there is only what they read. `at_work` is the segment whose ops now run, None for all that remain.
+    `dropped` there is only what they read. `at_work` is the segment whose ops now run; None for all ops that are in none of `segments`.
     """
 
     until: int
     dropped: tuple[Segment, ...]
     at_work: Segment | None = None
+    segments: tuple[Segment, ...] = ()
+
+    def reads(self, graph: Graph, value: int) -> bool:
+        """Whether an op at work reads the value."""
+        return any(self.works(node.id) for node, _ in graph.consumers[value])
+
+    def works(self, node: int) -> bool:
+        """Whether the op now runs, or one of those that it stands for."""
+        return node in self.at_work.nodes if self.at_work is not None else node not in self._in_segments
+
+    @cached_property
+    def _in_segments(self) -> frozenset[int]:
+        return frozenset(node for segment in self.segments for node in segment.nodes)
 
     @property
     def prefix(self) -> str | None:
@@ -50,16 +63,22 @@ class Moment:
 
 
 def moments(graph: Graph, segments: Sequence[Segment], recomputed: Sequence[Segment] = ()) -> tuple[Moment, ...]:
-    """The moments of a backward pass through `segments`, in execution order, of which the `recomputed` run again.
+    """The moments of a backward pass through `segments`, of which the `recomputed` run again.
 
-    Where it begins; where it reaches the first copy of each prefix; where it reaches the last copy of each that recomputes.
+    Where it begins, and only ops outside of segments have run; for each prefix where it reaches the last copy, taken not to run again, and
+    where it reaches the first; where it reaches the last copy of each that recomputes.
     """
     first = {segment.prefix: segment for segment in reversed(segments)}
-    last = {segment.prefix: segment for segment in recomputed}
-    reached = [*reversed(first.values()), *last.values()]
-    return (Moment(len(graph.nodes), tuple(recomputed)), *(_backward_of(segment, recomputed) for segment in reached))
+    last = {segment.prefix: segment for segment in segments}
+    last_again = {segment.prefix: segment for segment in recomputed}
 
+    def backward_of(segment: Segment, *, again: bool) -> Moment:
+        until = segment.nodes.stop
+        dropped = tuple(other for other in recomputed if other.nodes.stop < until or (other is segment and not again))
+        return Moment(until, dropped, segment, tuple(segments))
 
-def _backward_of(segment: Segment, dropped: Sequence[Segment]) -> Moment:
-    until = segment.nodes.stop
-    return Moment(until, tuple(other for other in dropped if other.nodes.stop < until), segment)
+    return (
+        Moment(len(graph.nodes), tuple(recomputed), None, tuple(segments)),
+        *(backward_of(segment, again=False) for segment in reversed(last.values())),
+        *(backward_of(segment, again=True) for segment in (*reversed(first.values()), *last_again.values())),
+    )

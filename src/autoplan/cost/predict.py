@@ -273,7 +273,19 @@ def peak_moment(
     segments: Sequence[Segment] = (),
     recomputed: Sequence[Segment] = (),
 ) -> tuple[Moment | None, Memory]:
-    """Where memory peaks (see `moments`), None for the optimizer step, and what is there then. In inference: the largest op with the parameters."""
+    """Where memory peaks, None for the optimizer step, and what is there then. In inference: the largest op with the parameters."""
+    return max(memory_by_moment(assignment, groups, hardware, options, segments, recomputed), key=lambda peak: peak[1].peak)
+
+
+def memory_by_moment(
+    assignment: Assignment,
+    groups: Sequence[GatherGroup],
+    hardware: Hardware,
+    options: Options,
+    segments: Sequence[Segment] = (),
+    recomputed: Sequence[Segment] = (),
+) -> list[tuple[Moment | None, Memory]]:
+    """What is there at each of the `moments` at which memory can peak, at last at the optimizer step (None)."""
     graph = assignment.graph
     held = [state for state, _ in _parameter_states(assignment, hardware, options)]
     parameters = sum(state.parameter for state in held) + _buffer_bytes(assignment)
@@ -288,11 +300,10 @@ def peak_moment(
             optimizer,
             sum(_kept_bytes(assignment, savings, moment, options).values()),
             gathered_bytes(assignment, groups, options, moment),
-            transient_bytes_of(assignment, moment.at_work, options),
+            transient_bytes_of(assignment, moment, options),
         )
         peaks.append((moment, here))
-    peaks.append((None, Memory(parameters, sum(state.gradient for state in held), optimizer)))
-    return max(peaks, key=lambda peak: peak[1].peak)
+    return [*peaks, (None, Memory(parameters, sum(state.gradient for state in held), optimizer))]
 
 
 def largest_holders(assignment: Assignment, hardware: Hardware, options: Options, moment: Moment | None) -> dict[str, int]:
@@ -354,16 +365,20 @@ def gathered_bytes(assignment: Assignment, groups: Sequence[GatherGroup], option
     flying = [
         gradients * (1 + min(group.prefetch, 1)) + used * (1 + group.prefetch if group.regather else 0)
         for group, (used, _, gradients) in zip(groups, sizes, strict=True)
-        if moment.at_work is None or group.name == moment.at_work.name
+        if any(moment.reads(graph, member.value) for member in group.members)
     ]
     return alone + kept + max(flying, default=0)
 
 
 def _group_bytes(assignment: Assignment, group: GatherGroup, options: Options) -> tuple[int, int, int]:
-    """Bytes of a group's used parameters, of those that ops keep for backward, and of their gradients before they are reduced."""
+    """Bytes of a group's used parameters, of those that ops keep for backward, and of their gradients before they are reduced.
+
+    A parameter that is used in several states has one gradient of each, reduced as soon as it is there: the largest counts.
+    """
     graph, mesh = assignment.graph, assignment.mesh
     trainable = {p.value for p in graph.parameters if p.trainable}
-    used = kept = gradients = 0
+    used = kept = 0
+    gradients: dict[int, int] = {}
     for member in group.members:
         value = graph.values[member.value]
         if member.is_first:
@@ -371,14 +386,14 @@ def _group_bytes(assignment: Assignment, group: GatherGroup, options: Options) -
             used += nbytes
             kept += nbytes if member.saved else 0
         if member.value in trainable and member.backward:
-            gradients += local_bytes(value, forward_of(member.state), mesh)
-    return used, kept, gradients
+            gradients[member.value] = max(gradients.get(member.value, 0), local_bytes(value, forward_of(member.state), mesh))
+    return used, kept, sum(gradients.values())
 
 
-def transient_bytes_of(assignment: Assignment, at_work: Segment | None = None, options: Options = EAGER) -> int:
-    """Bytes of the largest temporaries of any op, or of any op of a segment."""
+def transient_bytes_of(assignment: Assignment, moment: Moment | None = None, options: Options = EAGER) -> int:
+    """Bytes of the largest temporaries of any op, or of any that is at work at a moment."""
     graph, mesh = assignment.graph, assignment.mesh
-    nodes = graph.nodes if at_work is None else graph.nodes[at_work.nodes.start : at_work.nodes.stop]
+    nodes = [node for node in graph.nodes if moment is None or moment.works(node.id)]
     calls, strategies = calls_of(graph), assignment.strategies
     return max(
         (node_transient_bytes(calls[node.id], strategies[node.id], mesh, fused_in(graph, node, options)) for node in nodes), default=0

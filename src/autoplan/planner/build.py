@@ -101,22 +101,19 @@ class _Builder:
         return Built(problem, terms, self.span.most.recomputed)
 
     def _peaks(self, values: Sequence[ProblemValue], least: Moment, most: Moment) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-        """The temporaries of ops and the parameters and gradients in flight of blocks, one at a time: of all, or of the segments at work in both."""
-        nodes, blocks = self._at_work(least), self._at_work(most)
-        working = None if nodes is None or blocks is None else nodes & blocks
-        temporaries = tuple(group for c, group in self.temporaries if working is None or c in working)
+        """The temporaries of ops and the parameters and gradients in flight of blocks, one at a time, that are at work in both."""
+        working = self._at_work(least) & self._at_work(most)
+        temporaries = tuple(group for c, group in self.temporaries if c in working)
         gathered = (
             Group(nodes=tuple(self.unreduced[block]), values=tuple(terms))
             for block, terms in self.gathered.items()
-            if working is None or any(reader.node in working for reader in values[terms[0][0]].readers)
+            if any(reader.node in working for reader in values[terms[0][0]].readers)
         )
         return temporaries, tuple(gathered)
 
-    def _at_work(self, moment: Moment) -> set[int] | None:
-        """The node classes of the segment at work; None for all."""
-        if moment.at_work is None:
-            return None
-        return {self.terms.candidates.classes.node_class[node] for node in moment.at_work.nodes}
+    def _at_work(self, moment: Moment) -> set[int]:
+        """The node classes of the ops at work."""
+        return {node_class for node, node_class in enumerate(self.terms.candidates.classes.node_class) if moment.works(node)}
 
     def _op(self, c: int, op: OpTerms) -> ProblemNode:
         seconds = op.seconds * len(op.members) + op.again_s * self.span.least.runs_again(op.members)

@@ -32,7 +32,7 @@ class Scenario:
     def moments(self) -> tuple[Moment, ...]:
         """The moments, one for each row of memory but the optimizer's."""
         found = moments(self.graph, self.segments, self.recomputed)
-        always = 1 + len({segment.prefix for segment in self.segments})
+        always = 1 + 2 * len({segment.prefix for segment in self.segments})
         return (*found[:always], *(moment for moment in found[always:] if moment.prefix in self.prefixes))
 
     @cached_property
