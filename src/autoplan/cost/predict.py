@@ -30,7 +30,7 @@ from autoplan.cost.primitives import (
     trains,
     used_copy_bytes,
 )
-from autoplan.cost.savings import Savings, kept_bytes, local_bytes
+from autoplan.cost.savings import HELD_ANYHOW, SavedMap, Savings, kept_bytes, local_bytes
 from autoplan.cost.seconds import ComputeCost
 from autoplan.graph.ir import Graph, Node
 from autoplan.graph.segments import Segment, redistributed_inside
@@ -300,7 +300,7 @@ def memory_by_moment(
             optimizer,
             sum(_kept_bytes(assignment, savings, moment, options).values()),
             gathered_bytes(assignment, groups, options, moment),
-            transient_bytes_of(assignment, moment, options),
+            max(transient_bytes_of(assignment, moment, options), _moving_bytes(assignment, savings.at(moment), moment, options)),
         )
         peaks.append((moment, here))
     return [*peaks, (None, Memory(parameters, sum(state.gradient for state in held), optimizer))]
@@ -398,6 +398,26 @@ def transient_bytes_of(assignment: Assignment, moment: Moment | None = None, opt
     return max(
         (node_transient_bytes(calls[node.id], strategies[node.id], mesh, fused_in(graph, node, options)) for node in nodes), default=0
     )
+
+
+def _moving_bytes(assignment: Assignment, kept: SavedMap, moment: Moment, options: Options) -> int:
+    """Bytes of the largest redistribution at a moment, beside the copy that is kept of what it gives.
+
+    While a value moves it is there twice, as it was and as it becomes, and so is its gradient on the way back. Both are taken to be of the
+    size of the kept copy, as they are of an all-to-all; what is sent and received in pieces is laid out anew, once more of that size.
+    """
+    if not trains(options):
+        return 0
+    graph, mesh = assignment.graph, assignment.mesh
+    most = 0
+    for value in graph.values:
+        readers = kept.keepers.get(value.id, frozenset())
+        if value.kind in HELD_ANYHOW or not any(moment.works(node) for node, _ in readers):
+            continue
+        needs = [forward_of(need.state) for need in assignment.needs[value.id] if not readers.isdisjoint(need.readers)]
+        copies = set(needs) - {forward_of(assignment.produced[value.id])}
+        most = max(most, sum(local_bytes(value, placements, mesh) for placements in copies))
+    return most
 
 
 def _buffer_bytes(assignment: Assignment) -> int:

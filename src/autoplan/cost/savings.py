@@ -20,6 +20,9 @@ from autoplan.rules.row import Call, calls_of
 Reader = tuple[int, int]
 """(node id, operand): one reading of a value, as in `assignment.Need.readers`."""
 
+HELD_ANYHOW = ("parameter", "buffer", "constant")
+"""Kinds of values that are no activations."""
+
 Order = tuple[int, ...] | None
 """The dims of a value from the outermost in memory to the innermost; None where it has gaps or repeats."""
 
@@ -103,7 +106,7 @@ def kept_bytes(
 ) -> int:
     """Bytes of activations that a device keeps of one value; 0 for parameters, buffers and constants, which are there anyhow."""
     spec = graph.values[value]
-    if spec.kind in ("parameter", "buffer", "constant"):
+    if spec.kind in HELD_ANYHOW:
         return 0
     return sum(local_bytes(spec, placements, mesh) for placements in kept_placements(value, kept, produced, needs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -85,6 +86,7 @@ class _Builder:
     span: Span
     down: bool
     temporaries: list[tuple[int, Group]] = field(default_factory=list)  # by node class
+    moving: list[tuple[int, Group]] = field(default_factory=list)  # by value: while it is there in both states
     gathered: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)  # by block: values
     unreduced: dict[str, list[tuple[int, Vector]]] = field(default_factory=dict)  # by block: nodes
 
@@ -94,22 +96,29 @@ class _Builder:
         outputs = [self._output(position, len(states)) for position, states in enumerate(terms.candidates.outputs)]
         nodes = (*(self._op(c, op) for c, op in enumerate(terms.ops)), *map(self._source, terms.sources), *outputs)
         values = self._values()
-        begin, *later = (self._peaks(values, *pair) for pair in zip(self.span.least.moments, self.span.most.moments, strict=True))
+        begin, *later = (self._peaks(values, working) for working in self.working)
         peaks = (begin, ((),), *later)
         limits = (self.limit_bytes // self.unit_bytes,) * len(peaks)
         problem = Problem(nodes, tuple(values), limits, peaks, terms.unit_s / TIES, self.unit_bytes, TIES)
         return Built(problem, terms, self.span.most.recomputed)
 
-    def _peaks(self, values: Sequence[ProblemValue], least: Moment, most: Moment) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-        """The temporaries of ops and the parameters and gradients in flight of blocks, one at a time, that are at work in both."""
-        working = self._at_work(least) & self._at_work(most)
-        temporaries = tuple(group for c, group in self.temporaries if c in working)
+    @cached_property
+    def working(self) -> list[set[int]]:
+        """By moment, the node classes of the ops at work in all scenarios."""
+        return [
+            self._at_work(least) & self._at_work(most) for least, most in zip(self.span.least.moments, self.span.most.moments, strict=True)
+        ]
+
+    def _peaks(self, values: Sequence[ProblemValue], working: set[int]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        """Of ops at work: temporaries of ops or redistributions, one at a time, and the parameters and gradients in flight of one block."""
+        temporaries = [group for c, group in self.temporaries if c in working]
+        temporaries += [group for v, group in self.moving if any(values[v].readers[keeper].node in working for keeper in values[v].keepers)]
         gathered = (
             Group(nodes=tuple(self.unreduced[block]), values=tuple(terms))
             for block, terms in self.gathered.items()
             if any(reader.node in working for reader in values[terms[0][0]].readers)
         )
-        return temporaries, tuple(gathered)
+        return tuple(temporaries), tuple(gathered)
 
     def _at_work(self, moment: Moment) -> set[int]:
         """The node classes of the ops at work."""
@@ -156,7 +165,11 @@ class _Builder:
                 self.unreduced.setdefault(block, []).append((terms.producer, self._units(terms.unreduced_bytes[list(terms.made)])))
                 if terms.travel is not None and not terms.travel.prices.gathers_again and (times := self._recomputed(terms.members)):
                     found.append(self._again(terms, value, times))
-            elif times := sum(self.span.least.moves_again[member] for member in terms.members):
+                continue
+            if self._can_peak(terms, value):
+                found.append(self._moving(terms, value))
+                self.moving.append((len(found) - 1, Group(values=((len(found) - 1, self._units(terms.kept_bytes)),))))
+            if times := sum(self.span.least.moves_again[member] for member in terms.members):
                 found.append(self._again(terms, value, times))
         return found
 
@@ -172,6 +185,27 @@ class _Builder:
             keepers=self._keepers(terms),
             kept=self._rows(np.outer(self._copies_kept(terms), terms.kept_bytes)),
             free=terms.free,
+        )
+
+    def _can_peak(self, terms: ValueTerms, value: ProblemValue) -> bool:
+        """Whether there can be more memory in use while the value is redistributed than ops at work with its readers need anyhow."""
+        if not self.terms.prices.trains or value.classes == 1:
+            return False
+        keeping = {value.readers[keeper].node for keeper in value.keepers}
+        most = sum(sorted(self._units(terms.kept_bytes))[-len(keeping) :]) if keeping else 0
+        least = {c: min(amounts) for c, group in self.temporaries for _, amounts in group.nodes}
+        return any(keeping & working and most > max(least[c] for c in working) for working in self.working)
+
+    def _moving(self, terms: ValueTerms, value: ProblemValue) -> ProblemValue:
+        """The value once more, as it moves: only the copies that are kept in a state that it was not made in, which take nothing by themselves."""
+        return replace(
+            value,
+            name=f"{terms.name} moving",
+            forward=np.zeros_like(terms.forward),
+            backward=np.zeros_like(terms.backward),
+            kept=self._nothing(len(terms.kept_bytes)),
+            free=terms.home,
+            in_transit=True,
         )
 
     def _recomputed(self, members: Sequence[int]) -> int:

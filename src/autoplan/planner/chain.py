@@ -65,7 +65,7 @@ def whole(built: Built) -> Chain:
     """A problem in one piece, without copies."""
     problem = built.problem
     nodes = tuple(replace(node, memory=()) for node in problem.nodes)
-    values = tuple(replace(value, keepers=(), kept=()) for value in problem.values)
+    values = tuple(replace(value, keepers=(), kept=()) for value in problem.values if not value.in_transit)
     readers = {value.name: tuple(range(len(value.readers))) for value in values}
     free = replace(problem, nodes=nodes, values=values, limits=(), peaks=())
     return Chain(Piece(free, tuple(range(len(nodes))), readers), (), ())
@@ -113,7 +113,8 @@ class _Cutter:
     """
 
     def __init__(self, built: Built, runs: Sequence[BlockRun]) -> None:
-        self.problem, self.runs = built.problem, runs
+        self.problem = replace(built.problem, values=tuple(value for value in built.problem.values if not value.in_transit))
+        self.runs = runs
         self.places: list[Place] = [None] * len(built.problem.nodes)
         for r, run in enumerate(runs):
             for k in range(run.count):

@@ -49,6 +49,7 @@ class ProblemValue:
 
     `forward[p][f]` and `backward[p][q]` are costs or FORBIDDEN. `kept[row][f]` is what a copy in forward class f takes if
     one of `keepers` (positions among `readers`) needs it; `free[p]` is the class in which a value made in p needs no copy.
+    One that is `in_transit` stands beside the value itself for the copies while they are made: for memory alone, it costs nothing.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ProblemValue:
     keepers: tuple[int, ...]
     kept: Matrix
     free: tuple[int | None, ...]
+    in_transit: bool = False
 
     @property
     def classes(self) -> int:

@@ -81,7 +81,7 @@ class ValueTerms:
 
     `forward[p][f]` and `backward[p][q]` as in ProblemValue, of `forward_s` and `backward_s`; `again_s[p][f]` what bringing it there
     once more takes; `host_s` is what the host is busy with, as [p][f] and as [p][q]; `travel` what these are made of, of a block's parameters;
-    `kept_bytes[f]` a copy that lasts until backward; `in_flight_bytes[f]` what the block at work needs of a parameter,
+    `home[p]` is the forward class in which it is made, free of what `kept_bytes[f]`, a copy that lasts until backward, takes if `home_is_free`; `in_flight_bytes[f]` what the block at work needs of a parameter,
     `unreduced_bytes[p]` of one that is read as it is stored.
     """
 
@@ -99,12 +99,18 @@ class ValueTerms:
     backward: Array
     backward_s: Array
     host_s: tuple[Array, Array]
-    free: tuple[int | None, ...]
+    home: tuple[int | None, ...]
+    home_is_free: bool
     kept_bytes: Array
     in_flight_bytes: Array
     unreduced_bytes: Array
     block: str | None
     travel: Travel | None = None
+
+    @property
+    def free(self) -> tuple[int | None, ...]:
+        """The forward class, if any, in which no copy of its own is kept, by how it is made."""
+        return self.home if self.home_is_free else (None,) * len(self.home)
 
     @property
     def is_parameter(self) -> bool:
@@ -403,7 +409,8 @@ class _Pricer:
             backward=self._backward(backward_s * len(members), backward),
             backward_s=backward_s,
             host_s=host_s,
-            free=tuple(map(positions.get, states.homes)) if prices.home_is_free else (None,) * len(states.homes),
+            home=tuple(map(positions.get, states.homes)),
+            home_is_free=prices.home_is_free,
             kept_bytes=np.array([prices.kept_bytes(used) for used in uses]),
             in_flight_bytes=np.array([prices.in_flight_bytes(used) if prices.is_parameter else 0 for used in uses]),
             unreduced_bytes=np.array([prices.unreduced_bytes(home) if prices.is_parameter else 0 for home in homes]),
