@@ -109,6 +109,12 @@ class _Builder:
             self._at_work(least) & self._at_work(most) for least, most in zip(self.span.least.moments, self.span.most.moments, strict=True)
         ]
 
+    @cached_property
+    def sure(self) -> list[int]:
+        """By moment, what temporaries of ops at work take whatever is chosen."""
+        least = {c: min(amounts) for c, group in self.temporaries for _, amounts in group.nodes}
+        return [max((least[c] for c in working), default=0) for working in self.working]
+
     def _peaks(self, values: Sequence[ProblemValue], working: set[int]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
         """Of ops at work: temporaries of ops or redistributions, one at a time, and the parameters and gradients in flight of one block."""
         temporaries = [group for c, group in self.temporaries if c in working]
@@ -188,13 +194,12 @@ class _Builder:
         )
 
     def _can_peak(self, terms: ValueTerms, value: ProblemValue) -> bool:
-        """Whether there can be more memory in use while the value is redistributed than ops at work with its readers need anyhow."""
+        """Whether more memory can be in use while the value is redistributed than ops at work with its readers need anyhow."""
         if not self.terms.prices.trains or value.classes == 1:
             return False
         keeping = {value.readers[keeper].node for keeper in value.keepers}
-        most = sum(sorted(self._units(terms.kept_bytes))[-len(keeping) :]) if keeping else 0
-        least = {c: min(amounts) for c, group in self.temporaries for _, amounts in group.nodes}
-        return any(keeping & working and most > max(least[c] for c in working) for working in self.working)
+        most = sum(sorted(self._units(terms.kept_bytes))[-len(value.keepers) :]) if value.keepers else 0
+        return any(keeping & working and most > sure for working, sure in zip(self.working, self.sure, strict=True))
 
     def _moving(self, terms: ValueTerms, value: ProblemValue) -> ProblemValue:
         """The value once more, as it moves: only the copies that are kept in a state that it was not made in, which take nothing by themselves."""
