@@ -95,7 +95,7 @@ def map_refs(structure: Any, replace: Callable[[Ref], Any]) -> Any:
     if isinstance(structure, Ref):
         return replace(structure)
     if isinstance(structure, tuple | list):
-        return type(structure)(map_refs(item, replace) for item in structure)
+        return type(structure)([map_refs(item, replace) for item in structure])  # a list is made faster than a generator runs
     if isinstance(structure, Mapping):
         return {key: map_refs(item, replace) for key, item in structure.items()}
     return structure

@@ -15,6 +15,7 @@ from autoplan.collectives import Collectives
 from autoplan.graph.ir import map_refs
 from autoplan.graph.ops import call_functional, resolve, written_arguments
 from autoplan.placement import Mesh, forward_of, local_shape
+from autoplan.rules.bindings import BINDINGS
 from autoplan.rules.registry import LocalCall, draws_by_default_generator, local_implementation, rule_of
 from autoplan.rules.row import Call, Strategy
 from autoplan.rules.seeds import default_generator_of
@@ -71,8 +72,9 @@ def localize(call: Call, strategy: Strategy, mesh: Mesh, device: torch.device | 
     rule = rule_of(call.op)
     if rule is not None and rule.localize is not None:
         args, kwargs = rule.localize(replace(call, args=args, kwargs=kwargs), shapes)
-    target = torch_op(rule and rule.runs_as or call.op)
-    return LocalOp(call, strategy, mesh, target, args, kwargs, _written(target, args, kwargs))
+    name = rule and rule.runs_as or call.op
+    written = _written(torch_op(name), args, kwargs)
+    return LocalOp(call, strategy, mesh, torch_op(name) if written else BINDINGS.get(name) or torch_op(name), args, kwargs, written)
 
 
 def run_functional(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

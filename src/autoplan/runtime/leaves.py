@@ -9,7 +9,7 @@ add up, one block's are held twice and not the whole model's.
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from autoplan.graph.ir import Graph, Parameter
 from autoplan.graph.segments import Segment
+from autoplan.runtime.held import Held
 
 _AT_ONCE = 2**64 - 1  # the sequence number of AccumulateGrad: what is ready runs before all else
 
@@ -29,14 +30,21 @@ class Leaves:
         self.groups = leaf_groups(graph, segments)
         self.taken = Taken()
 
-    def local(self, parameters: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        """The local tensors by value number, through which gradients reach `parameters` (by FQN) where autograd records."""
+    def local(self, parameters: Held) -> dict[int, Tensor]:
+        """The local tensors by value number, through which gradients reach `parameters` where autograd records."""
+        records = torch.is_grad_enabled()
         found: dict[int, Tensor] = {}
         for group in self.groups:
-            stored = {p.value: parameters[p.fqn] for p in group}
-            found.update({value: p._local_tensor if isinstance(p, DTensor) else p for value, p in stored.items()})
-            trained = {value: p for value, p in stored.items() if p.requires_grad and isinstance(p, DTensor)}
-            if trained and torch.is_grad_enabled():
+            trained: dict[int, DTensor] = {}
+            for parameter in group:
+                stored = parameters[parameter.fqn]
+                if not isinstance(stored, DTensor):
+                    found[parameter.value] = stored
+                elif records and stored.requires_grad:
+                    trained[parameter.value] = stored
+                else:
+                    found[parameter.value] = stored._local_tensor
+            if trained:
                 found.update(zip(trained, _Leaves.apply(self.taken, *trained.values()), strict=True))
         return found
 
@@ -79,11 +87,12 @@ class Taken:
         """`gradient`, laid out as `local`, in memory that it shares with no other parameter's: a copy only if it has to be."""
         if gradient.stride() != local.stride():  # expanded or transposed: AccumulateGrad copies these as well
             return _copy(gradient, local)
-        start, stop = _range(gradient)
-        place = bisect(self._ranges, (start, stop))
-        if any(start < other_stop and other_start < stop for other_start, other_stop in self._ranges[max(0, place - 1) : place + 1]):
+        taken = self._ranges
+        here = start, stop = _range(gradient)
+        place = bisect(taken, here)
+        if (place < len(taken) and taken[place][0] < stop) or (place and start < taken[place - 1][1]):
             return _copy(gradient, local)
-        self._ranges.insert(place, (start, stop))
+        taken.insert(place, here)
         return gradient
 
     def __contains__(self, tensor: Tensor) -> bool:
@@ -157,7 +166,8 @@ def _only_accumulates(parameter: DTensor, gradient: Tensor, node: Any) -> bool:
 
 
 def _keep(parameter: DTensor, local: Tensor) -> None:
-    parameter.grad = DTensor(local, parameter._spec, requires_grad=False)
+    # `__new__` alone: `__init__` does nothing but enter and leave torch.compile's contexts, for most of what both take
+    parameter.grad = DTensor.__new__(DTensor, local, parameter._spec, requires_grad=False)
 
 
 def _as_dtensor(local: Tensor, parameter: DTensor) -> Tensor:

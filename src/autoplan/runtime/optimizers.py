@@ -8,13 +8,13 @@ gradient and its states are cut alike it is the call on their local tensors, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor
 
 _FUSED = ("_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_")
 
@@ -49,20 +49,21 @@ def _step(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
 
 def _cut_alike(tensors: Sequence[Tensor]) -> bool:
     """Whether all that are distributed are so in the same way, no part of a sum among them; numbers of steps are plain tensors."""
-    specs = _specs(tensors)
-    first = next(specs, None)
-    if first is None:
-        return True
-    return not any(isinstance(placement, Partial) for placement in first.placements) and all(
-        spec is first or (spec.placements == first.placements and spec.mesh == first.mesh) for spec in specs
-    )
-
-
-def _specs(tensors: Sequence[Tensor]) -> Iterator[Any]:
-    return (tensor._spec for tensor in tensors if isinstance(tensor, DTensor))
+    first = None
+    for tensor in tensors:
+        if not isinstance(tensor, DTensor):
+            continue
+        spec = tensor._spec
+        if first is None:
+            first = spec
+            if any(placement.is_partial() for placement in spec.placements):
+                return False
+        elif spec is not first and (spec.placements != first.placements or (spec.mesh is not first.mesh and spec.mesh != first.mesh)):
+            return False
+    return True
 
 
 def _local(arg: Any) -> Any:
-    if isinstance(arg, DTensor):
-        return arg._local_tensor
-    return [_local(each) for each in arg] if isinstance(arg, list | tuple) else arg
+    if isinstance(arg, list | tuple):
+        return [each._local_tensor if isinstance(each, DTensor) else each for each in arg]
+    return arg._local_tensor if isinstance(arg, DTensor) else arg

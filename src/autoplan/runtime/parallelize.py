@@ -27,6 +27,7 @@ from autoplan.placement import Mesh, local_shape
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
 from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
+from autoplan.runtime.held import Held
 from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.leaves import Leaves
 from autoplan.runtime.optimizers import run_fused_optimizers_locally
@@ -83,7 +84,7 @@ def attach(module: nn.Module, prepared: Prepared, device_mesh: DeviceMesh, dtype
     signature = module.forward
     _place_parameters(module, prepared.assignment, device_mesh, device, dtype)
     _place_buffers(module, device)
-    local = LocalForward(prepared, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, signature)
+    local = LocalForward(prepared, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, Held(module), signature)
     run_fused_optimizers_locally()
     cls = type(module)
     module.__class__ = type(f"Parallel{cls.__name__}", (_Parallel, cls), {"__module__": cls.__module__})
@@ -127,6 +128,7 @@ class LocalForward:
         collectives: ProcessGroupCollectives,
         device_mesh: DeviceMesh,
         device: torch.device,
+        held: Held,
         signature: Callable[..., Any],
     ) -> None:
         self.collectives = collectives
@@ -140,6 +142,7 @@ class LocalForward:
         self.trains = prepared.assignment.graph.loss is not None
         self._prepared = prepared
         self._programs = {self.trains: self._bind(prepared)}
+        self._held = held
 
     @property
     def program(self) -> Program:
@@ -171,16 +174,16 @@ class LocalForward:
         graph = bound.program.graph
         assignment = bound.program.assignment
         tensors = local_inputs(graph, assignment.sources, assignment.mesh, leaves, self.device)
-        buffers = dict(module.named_buffers(remove_duplicate=False))
+        held = self._held.now()
         coordinate = self.collectives.coordinate
         for fqn, value in graph.buffers.items():
-            tensors[value] = local_part(buffers[fqn], assignment.sources[value], assignment.mesh, coordinate)
+            tensors[value] = local_part(held[fqn], assignment.sources[value], assignment.mesh, coordinate)
         tensors.update(bound.constants)
         self.step += module.training
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph.loss is not None):
-            tensors.update(bound.leaves.local(dict(module.named_parameters())))
+            tensors.update(bound.leaves.local(held))
             outputs = bound.program(Run(self.collectives, self.seed + self.step), tensors)
-        _overwrite(buffers, dict(zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True)))
+        _overwrite(held, dict(zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True)))
         return self._returned(bound.program, outputs[: len(graph.outputs)])
 
     def _bound(self, module: nn.Module) -> _Bound:
@@ -223,7 +226,7 @@ class _Bound:
 
 
 @torch.no_grad()
-def _overwrite(buffers: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+def _overwrite(buffers: Held, new: Mapping[str, Tensor]) -> None:
     """Copy new values into buffers; one that is memory of a buffer, which may be overwritten first, is copied before."""
     held = {buffers[fqn].untyped_storage().data_ptr() for fqn in new}
     safe = {fqn: tensor.clone() if tensor.untyped_storage().data_ptr() in held else tensor for fqn, tensor in new.items()}

@@ -88,6 +88,11 @@ def build_program(
     return _ProgramBuilder(assignment, tuple(groups), torch.device(device)).build(spans(assignment.graph, segments), recomputed)
 
 
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this dtype: mostly the one in which it is stored, and then it is itself."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
 class _ProgramBuilder:
     """The program while it grows: `made` has the fx node of every (value, state) that is there outside of pieces."""
 
@@ -177,7 +182,7 @@ class _ProgramBuilder:
     def _parameter(self, value: int, state: Placements) -> fx.Node:
         group = self.group_of.get((value, state))
         if group is None:
-            return self.fx.call_function(torch.ops.aten.to.dtype, (self.in_state(*self.stored(value, state)), self.dtype_of[value]))
+            return self.fx.call_function(cast, (self.in_state(*self.stored(value, state)), self.dtype_of[value]))
         gather = self.gathers[group.name]
         gathered = self._call(self.names.new(f"gather_{group.name}"), gather, *self._stored(gather))
         for index, member in enumerate(group.members):
@@ -312,7 +317,7 @@ class _PieceBuilder:
         if (value, state) in self.program.group_of:
             return self._input(value, state)
         stored = self._input(*self.program.stored(value, state))
-        self.made[value, state] = made = self.piece.op(torch.ops.aten.to.dtype, (stored, self.program.dtype_of[value]), {})
+        self.made[value, state] = made = self.piece.op(cast, (stored, self.program.dtype_of[value]), {})
         return made
 
     def _input(self, value: int, state: Placements) -> fx.Node:
