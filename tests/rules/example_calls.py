@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -84,6 +84,15 @@ def redrawn(case: tuple[Any, ...], seed: int) -> Example:
     torch.manual_seed(seed)
     op, *args = case
     return Example(op, tuple(map(_shuffled, args)))
+
+
+def trained(argument: object, frozen: Collection[int], numbers: Iterator[int]) -> object:
+    """An argument whose floats need gradients, but for the operands in `frozen`; `numbers` counts operands."""
+    if isinstance(argument, list | tuple):
+        return [trained(item, frozen, numbers) for item in argument]
+    if isinstance(argument, Tensor):
+        return argument.detach().clone().requires_grad_(next(numbers) not in frozen and argument.is_floating_point())
+    return argument
 
 
 def _shuffled(argument: Any) -> Any:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from example_calls import CALLS, Example, Fixed, cases, redrawn
-from test_breadth import trained
+from example_calls import CALLS, Example, Fixed, cases, redrawn, trained
 from torch import Tensor
 
 from autoplan.graph.ops import resolve

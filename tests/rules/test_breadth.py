@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 import pytest
 import torch
-from example_calls import CALLS, HAS_TRANSFORMERS, Choice, Example, cases
+from example_calls import CALLS, HAS_TRANSFORMERS, Choice, Example, cases, trained
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -80,12 +80,3 @@ def runs(example: Example) -> bool:
         return True
     except (RuntimeError, IndexError, ValueError):
         return False
-
-
-def trained(argument: object, frozen: Collection[int], numbers: Iterator[int]) -> object:
-    """An argument whose floats need gradients, but for the operands in `frozen`; `numbers` counts operands."""
-    if isinstance(argument, list | tuple):
-        return [trained(item, frozen, numbers) for item in argument]
-    if isinstance(argument, Tensor):
-        return argument.detach().clone().requires_grad_(next(numbers) not in frozen and argument.is_floating_point())
-    return argument

@@ -36,4 +36,3 @@ def _bindings() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 BINDINGS = dict(_bindings())
 """By op, what stands for it in Python."""
-

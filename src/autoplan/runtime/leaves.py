@@ -71,9 +71,12 @@ class Taken:
     One tensor may be the gradient of several parameters (of both terms of a sum), and until backward ends it may be on its way
     to others. Gradients that travelled in one bucket share a storage but no element, and must not be copied: addresses tell the
     two apart, which counts of references would not.
+
+    `borrowed` says that all gradients lie in memory that a CUDA graph writes to again: none of them may be kept.
     """
 
     def __init__(self) -> None:
+        self.borrowed = False
         self._backward = -1
         self._ranges: list[tuple[int, int]] = []
 
@@ -104,6 +107,12 @@ def _copy(gradient: Tensor, local: Tensor) -> Tensor:
     return torch.empty_like(local).copy_(gradient)
 
 
+def _copies(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Each in memory of its own, by one call for all."""
+    copied = iter(torch._foreach_mul([gradient for gradient in gradients if gradient is not None], 1))
+    return tuple(None if gradient is None else next(copied) for gradient in gradients)
+
+
 def _range(tensor: Tensor) -> tuple[int, int]:
     start = tensor.data_ptr()
     return start, start + tensor.nbytes
@@ -121,6 +130,8 @@ class _Leaves(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         taken: Taken = ctx.taken
         taken.begin()
+        if taken.borrowed:
+            gradients = _copies(gradients)
         returned: list[Tensor | None] = []
         sums: list[Tensor] = []
         terms: list[Tensor] = []

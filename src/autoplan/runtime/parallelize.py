@@ -33,6 +33,7 @@ from autoplan.runtime.leaves import Leaves
 from autoplan.runtime.optimizers import run_fused_optimizers_locally
 from autoplan.runtime.prepare import STORED_DTYPE, Prepared, Template, check_model, make_template, plan_digest, prepare
 from autoplan.runtime.program import Program, build_program
+from autoplan.runtime.replay import check_replayable
 from autoplan.runtime.run import Run
 from autoplan.runtime.shards import local_part
 
@@ -143,24 +144,31 @@ class LocalForward:
         self._prepared = prepared
         self._programs = {self.trains: self._bind(prepared)}
         self._held = held
+        self._replays = False
 
     @property
     def program(self) -> Program:
         """The program of the plan's own mode."""
         return self._programs[self.trains].program
 
-    def compile(self, *, whole: bool = False, **options: Any) -> None:
+    def compile(self, *, whole: bool = False, cuda_graphs: bool = False, **options: Any) -> None:
         """Run the pieces of the plan's own mode through torch.compile, those that compute the same as one function.
 
         With `whole` all of it is one piece: calling one function takes the host less than calling one for each block, but every block
-        is compiled anew, and parameters are gathered before the first block and reduced behind the last. For models so small that the
-        device waits for the host. Raises UsageError where blocks recompute.
+        is compiled anew, and parameters are gathered before the first block and reduced behind the last. With `cuda_graphs` what is
+        compiled is recorded once and then replayed (torch's mode "reduce-overhead"). Both are for models so small that the device
+        waits for the host. Raises UsageError where blocks recompute (`whole`) or where replaying would not do the same (`cuda_graphs`).
         """
         if whole:
             if self._prepared.recomputed:
                 raise UsageError("a plan that recomputes blocks is compiled block by block", next_step="leave out --whole")
             self._programs[self.trains] = self._bind(self._prepared, whole=True)
-        self.program.compile(**options)
+        bound = self._programs[self.trains]
+        if cuda_graphs:
+            check_replayable(bound.program, self._held.now(), self.device)
+            options = {"mode": "reduce-overhead"} | options
+            bound.leaves.taken.borrowed = self._replays = True
+        bound.program.compile(**options)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return self.call_by_name(module, input_leaves(self.signature, args, kwargs))
@@ -183,6 +191,8 @@ class LocalForward:
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph.loss is not None):
             tensors.update(bound.leaves.local(held))
             outputs = bound.program(Run(self.collectives, self.seed + self.step), tensors)
+            if self._replays:  # the next step overwrites what a graph gave
+                outputs = tuple(output.clone() for output in outputs)
         _overwrite(held, dict(zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True)))
         return self._returned(bound.program, outputs[: len(graph.outputs)])
 

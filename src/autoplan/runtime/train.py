@@ -92,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compile all blocks as one function: less for the host of a small model to do, longer to compile",
     )
+    parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="compile, and replay what is compiled as CUDA graphs: for a small model, whose host then has next to nothing to do",
+    )
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0); a resumed run keeps its own")
     parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4); a resumed run keeps its own")
@@ -117,8 +122,9 @@ def _check(options: argparse.Namespace) -> None:
     """What would else be found out at the end."""
     if options.export:
         check_export(options.export)
-    if options.whole and options.compile is False:
-        raise UsageError("--whole compiles and --no-compile does not", next_step="leave one out")
+    for name in ("whole", "cuda_graphs"):
+        if getattr(options, name) and options.compile is False:
+            raise UsageError(f"--{name.replace('_', '-')} compiles and --no-compile does not", next_step="leave one out")
     if options.checkpoint_every and not options.checkpoint:
         raise UsageError("--checkpoint-every says how often, and --checkpoint where", next_step="give --checkpoint DIR")
 
@@ -151,9 +157,9 @@ def run(options: argparse.Namespace, launch: Launch) -> None:
         if not drawn_whole:
             _fill(module, options)
     module.train(plan.options.mode == "train")
-    compiled = options.whole or (plan.options.compile if options.compile is None else options.compile)
+    compiled = options.whole or options.cuda_graphs or (plan.options.compile if options.compile is None else options.compile)
     if compiled:
-        local_forward(module).compile(whole=options.whole)
+        local_forward(module).compile(whole=options.whole, cuda_graphs=options.cuda_graphs)
         functions = local_forward(module).program.functions
         if eager := sum(not function.is_compiled for function in functions):
             _say(
