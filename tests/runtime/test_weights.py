@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from autoplan import export_weights, load_weights
-from autoplan.errors import PlanError, TargetError, UsageError
+from autoplan.errors import AutoplanError, PlanError, TargetError, UsageError
 from autoplan.runtime.pool import WorkerPool
 from autoplan.runtime.tensor_files import SafetensorsWriter, Spec, open_tensors, tensor_files
 
@@ -89,6 +89,19 @@ class Net(nn.Module):
         self.register_buffer("mask", torch.ones(2), persistent=False)
         if tie:
             self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_what_rank_0_cannot_write_is_said_on_every_rank(pool: WorkerPool, tmp_path: Path, suffix: str) -> None:
+    """None waits for what the others gather, whether the folder is not to be made or the disk is full."""
+    plan = random_plan(GPT2, mesh_of(2, 2), 0)
+    said = pool.run(checkpoint_jobs.export_to_a_full_disk, GPT2, plan, str(tmp_path / f"weights{suffix}"))
+    assert len(set(said)) == 1 and "cannot be written: " in said[0] and not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(AutoplanError, match=r"file/out.* cannot be written: "):
+        pool.run(checkpoint_jobs.export, GPT2, plan, str(tmp_path / "file" / f"out{suffix}"))
+    pool.run(checkpoint_jobs.export, GPT2, plan, str(tmp_path / f"weights{suffix}"))
+    assert (tmp_path / f"weights{suffix}").stat().st_size > 512
 
 
 def test_a_torch_export_is_a_state_dict_and_safetensors_hold_each_tied_weight_once(tmp_path: Path) -> None:
