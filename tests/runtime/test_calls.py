@@ -13,12 +13,12 @@ import process_jobs
 import pytest
 import torch
 from checkpoint_jobs import one_rank_plan
-from runtime_cases import Seeded, mesh_of, plan_of, random_assignment
+from runtime_cases import Seeded, mesh_of, plan_of, random_assignment, random_plan
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import autoplan
-from autoplan.errors import UsageError
+from autoplan.errors import AutoplanError, UsageError
 from autoplan.graph import capture
 from autoplan.plan.schema import Plan
 from autoplan.runtime.parallelize import local_forward
@@ -67,7 +67,6 @@ Call = Callable[[nn.Module, Tensor, Tensor], Any]
         (lambda m, x, y: m(x), "missing a required argument: 'labels'"),
         (lambda m, x, y: m(x.tolist(), y), "called with tensors labels; the plan is for labels, x"),
         (lambda m, x, y: m(x.to("meta"), y), "input x is on meta"),
-        (lambda m, x, y: m(x.clone().requires_grad_(), y), "input x requires a gradient"),
     ],
 )
 def test_arguments_that_were_not_planned_are_refused(one_rank: None, plan: Plan, call: Call, said: str) -> None:
@@ -80,8 +79,20 @@ def test_arguments_that_were_not_planned_are_refused(one_rank: None, plan: Plan,
 def test_arguments_as_they_were_planned_may_be_given(one_rank: None, plan: Plan) -> None:
     module, (x, labels) = parallel(plan)
     module(x, labels, scale=1.0, mean=True).backward()
-    with torch.no_grad():
-        module(x.clone().requires_grad_(), labels)
+
+
+def call_for_an_input_gradient(build: Seeded, plan: Plan, records: bool) -> None:
+    module, model, mesh = process_jobs.parallel(build, plan)
+    x, labels = autoplan.shard_inputs(plan, mesh, model.args)
+    with torch.set_grad_enabled(records):
+        module(x.requires_grad_(), labels)
+
+
+def test_an_input_whose_gradient_would_be_that_of_one_rank_is_refused(pool: WorkerPool) -> None:
+    plan = random_plan(NET, mesh_of(2, 2), 1)
+    with pytest.raises(AutoplanError, match="input x requires a gradient; a plan brings gradients to parameters alone"):
+        pool.run(call_for_an_input_gradient, NET, plan, True)
+    pool.run(call_for_an_input_gradient, NET, plan, False)
 
 
 @pytest.mark.parametrize("trains", [True, False])

@@ -99,7 +99,7 @@ def _local(name: str, tensor: Tensor, graph: Graph, value: int, state: Placement
     expected = local_shape(planned.shape, state, mesh)
     if tensor.is_meta:
         raise UsageError(f"input {name} is on meta: it has no values", next_step="give a tensor on the CPU or on this rank's device")
-    if tensor.requires_grad and torch.is_grad_enabled():
+    if tensor.requires_grad and torch.is_grad_enabled() and mesh.size > 1:  # of one rank it is right
         raise UsageError(
             f"input {name} requires a gradient; a plan brings gradients to parameters alone",
             next_step="detach it, or plan one module that makes it as well",
