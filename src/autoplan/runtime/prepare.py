@@ -146,7 +146,8 @@ def prepare(template: Template, training: bool) -> Prepared:
     plan = template.plan
     graph = template.captured(training)
     records = graph.loss is not None
-    assignment = decode(plan if records or plan.options.mode == "infer" else in_eval_mode(plan, graph), graph)
+    planned = records or plan.options.mode == "infer"
+    assignment = decode(plan, graph) if planned else decode(in_eval_mode(plan, graph), graph, exact=False)
     segments = segments_of(graph, plan)
     recomputed = recomputed_segments(plan, segments) if records else ()
     groups = groups_of(assignment, plan, recomputed)
