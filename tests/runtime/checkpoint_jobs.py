@@ -125,9 +125,10 @@ class Read:
     loss: float
 
 
-def read_and_run(build: Seeded, plan: Plan, paths: list[str]) -> list[Read]:
+def read_and_run(build: Seeded, plan: Plan, paths: list[str], trains: bool = True) -> list[Read]:
     """The loss with the weights of several files, each read over nothing."""
     module, model, mesh = process_jobs.parallel(build, plan)
+    module.train(trains)
     inputs = autoplan.shard_inputs(plan, mesh, dict(model.kwargs))
     return [_read_one(module, inputs, path) for path in paths]
 

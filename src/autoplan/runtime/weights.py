@@ -19,6 +19,7 @@ from autoplan.errors import UsageError
 from autoplan.runtime.agreement import on_rank_0
 from autoplan.runtime.boxes import boxes_of
 from autoplan.runtime.matching import first_names, matched, whole_tensors
+from autoplan.runtime.published import as_published
 from autoplan.runtime.tensor_files import SAFETENSORS, TORCH_SUFFIXES, SafetensorsWriter, Spec, aligned, open_tensors
 
 INIT_STD = 0.02  # as GPT-2 and Llama start
@@ -56,12 +57,14 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], *, rename: Cal
     """Fill a module, parallel or not, from files of whole tensors; each rank reads its own parts. How many bytes this rank read.
 
     `path` is a safetensors file, a folder of them as Hugging Face publishes models, or a state dict that `torch.save` wrote. Values
-    are cast to the dtype that they have here. Every parameter and persistent buffer must be there and nothing else:
+    are cast to the dtype that they have here. What transformers would rename or put together for this class is so here. Every parameter and persistent buffer must be there and nothing else:
     raises PlanError that lists all that differs, before anything is changed, TargetError for files that cannot be read.
     `rename` gives the FQN of a name in the files, None for what is not to be read.
     """
     read_bytes = 0
     with open_tensors(path) as stored:
+        if rename is None and (published := as_published(module, stored)):
+            stored = published
         source = matched(module, {name: tensor.shape for name, tensor in stored.items()}, str(path), rename)
         for name, tensor in whole_tensors(module).items():
             local = _local(tensor)
