@@ -13,7 +13,7 @@ import process_jobs
 import pytest
 import torch
 from checkpoint_jobs import one_rank_plan
-from runtime_cases import Seeded, mesh_of, plan_of, random_assignment, random_plan
+from runtime_cases import Seeded, mesh_of, odds, plan_of, random_assignment, random_plan
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -93,6 +93,26 @@ def test_an_input_whose_gradient_would_be_that_of_one_rank_is_refused(pool: Work
     with pytest.raises(AutoplanError, match="input x requires a gradient; a plan brings gradients to parameters alone"):
         pool.run(call_for_an_input_gradient, NET, plan, True)
     pool.run(call_for_an_input_gradient, NET, plan, False)
+
+
+def thaw_and_call(build: Seeded, plan: Plan, thawed: str) -> None:
+    module, model, mesh = process_jobs.parallel(build, plan)
+    inputs = autoplan.shard_inputs(plan, mesh, model.args)
+    module.get_submodule(thawed).requires_grad_(False)
+    module(*inputs).backward()
+    module.get_submodule(thawed).requires_grad_(True)
+    with torch.no_grad():
+        module(*inputs)
+    module(*inputs).backward()
+
+
+def test_a_parameter_that_was_planned_frozen_is_not_trained_without_its_gradient_being_brought_together(pool: WorkerPool) -> None:
+    """Gradual unfreezing: what was planned to train may be frozen for a while, not the other way round."""
+    build = Seeded(odds)
+    plan = random_plan(build, mesh_of(2, 2), 1)
+    pool.run(thaw_and_call, build, plan, "head")
+    with pytest.raises(AutoplanError, match="trained now, and frozen when it was planned: frozen.bias, frozen.weight"):
+        pool.run(thaw_and_call, build, plan, "frozen")
 
 
 @pytest.mark.parametrize("trains", [True, False])

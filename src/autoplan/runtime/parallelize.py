@@ -29,6 +29,7 @@ from autoplan.placement import Mesh, local_shape
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
 from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
+from autoplan.runtime.differences import folded
 from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.leaves import Leaves
 from autoplan.runtime.optimizers import run_fused_optimizers_locally
@@ -161,6 +162,7 @@ class LocalForward:
         self.step = 0
         self.signature = signature
         self.trains = prepared.assignment.graph.loss is not None
+        self._frozen = tuple(p.fqn for p in prepared.assignment.graph.parameters if not p.trainable)
         self._prepared = prepared
         self._programs = {self.trains: self._bind(prepared)}
         self._checked: bool | None = None if self.trains else False  # the mode in which all parts of the module were seen to be
@@ -215,8 +217,10 @@ class LocalForward:
             tensors[value] = local_part(buffers[fqn], assignment.sources[value], assignment.mesh, coordinate)
         tensors.update(bound.constants)
         self.step += module.training
+        parameters = dict(module.named_parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph.loss is not None):
-            tensors.update(bound.leaves.local(dict(module.named_parameters())))
+            self._check_frozen(parameters)
+            tensors.update(bound.leaves.local(parameters))
             outputs = bound.program(Run(self.collectives, self.seed + self.step), tensors)
         _overwrite(buffers, dict(zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True)))
         return self._returned(bound.program, outputs[: len(graph.outputs)])
@@ -229,6 +233,16 @@ class LocalForward:
             planned = self.literals[name] if name in self.literals else self._default(name)
             if given is not planned and given != planned:
                 raise UsageError(f"argument {name} is {given!r}; planned is {planned!r}", next_step="plan again for another value")
+
+    def _check_frozen(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Raises UsageError for a parameter that was frozen when it was planned: the plan brings no gradient of it together."""
+        if not torch.is_grad_enabled() or self.device_mesh.size() == 1:
+            return
+        if thawed := [fqn for fqn in self._frozen if parameters[fqn].requires_grad]:
+            raise UsageError(
+                f"trained now, and frozen when it was planned: {', '.join(folded(thawed))}",
+                next_step="plan with requires_grad=True; what is planned so may be frozen at any time",
+            )
 
     def _default(self, name: str) -> Any:
         """What forward takes for an argument that is not given, as when it was captured; None where it names none."""
