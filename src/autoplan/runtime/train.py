@@ -336,10 +336,8 @@ def _report(outcome: Outcome, plan: Plan, compiled: bool, as_json: bool) -> None
     what = "peak memory" if torch.cuda.is_available() else "memory grown by (of the process, on the CPU)"
     _say(f"{what} {outcome.peak_gib:.3f} GiB, predicted peak {predicted['memory_gib']['peak']} GiB{kind}")
     if as_json:
-        print(
-            json.dumps({"step_ms": outcome.step_ms, "peak_gib": outcome.peak_gib, "losses": list(outcome.losses), "predicted": predicted}),
-            flush=True,
-        )
+        losses = [loss if math.isfinite(loss) else None for loss in outcome.losses]  # JSON has no NaN
+        print(json.dumps({"step_ms": outcome.step_ms, "peak_gib": outcome.peak_gib, "losses": losses, "predicted": predicted}), flush=True)
 
 
 __all__ = ["main"]
