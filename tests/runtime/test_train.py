@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runtime_cases import TINY, Seeded, mesh_of, random_plan
+from runtime_cases import TINY, Seeded, graph_of, mesh_of, random_plan
 
+from autoplan.errors import TargetError
 from autoplan.plan import write_plan
-from autoplan.runtime.data import Text
+from autoplan.runtime.data import Text, open_text
 from autoplan.runtime.train import _parser
 
 ROOT = Path(__file__).parent.parent.parent
@@ -205,6 +206,13 @@ def test_every_seed_that_is_taken_seeds_weights_and_data(seed: int) -> None:
     batch = Text(torch.zeros(64, dtype=torch.uint8), {"tokens": torch.zeros(2, 8).long()}, seed).batch(1_000_000)
     assert batch["tokens"].shape == (2, 8)
     torch.Generator().manual_seed(seed)
+
+
+def test_a_text_has_no_labels_for_a_model_with_one_a_sequence(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a text" * 10)
+    example = {"input_ids": torch.zeros(2, 8).long(), "labels": torch.zeros(2).long()}
+    with pytest.raises(TargetError, match=r"gives each token a label, and the model has labels of shape \[2\]"):
+        open_text(str(tmp_path / "text.txt"), example, graph_of(BUILD), 0)
 
 
 @pytest.mark.parametrize(
