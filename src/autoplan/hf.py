@@ -8,13 +8,17 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from autoplan.errors import TargetError, UsageError
+from autoplan.plan.patterns import natural_key
 
 EXAMPLE_SIZE = {"batch": 8, "seq": 512}  # where --batch and --seq say nothing
 
@@ -145,3 +149,59 @@ def _labels(model: Any, config: Any, batch: int, seq: int) -> torch.Tensor:
 
 def _vocabulary(config: Any) -> int:
     return config.get_text_config().vocab_size
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tensor of a model as transformers makes it of published ones, `parts` being their names: stacked or joined along `dim`."""
+
+    parts: tuple[str | Made, ...]
+    dim: int
+    stacks: bool
+
+
+def published_form(module: nn.Module, names: Iterable[str]) -> dict[str, str | Made]:
+    """What transformers makes of the tensors `names` of a file when it reads them into `module`: by name, which or of which.
+
+    Many models are published under other names than those of the classes that transformers has now, and a mixture of experts
+    one tensor for each expert. Empty for a module that is not of transformers; what is made by other means stays as it is.
+    """
+    if "transformers" not in sys.modules:
+        return {}
+    try:
+        from transformers import PreTrainedModel
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+    except ImportError:  # of a version whose classes have the published names
+        return {}
+    if not isinstance(module, PreTrainedModel):
+        return {}
+    conversions = get_model_conversion_mapping(module)
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    renamings = [each for each in conversions if not isinstance(each, WeightConverter)]
+    sources: dict[str, dict[str | None, list[str]]] = {}
+    for name in sorted(names, key=natural_key):
+        target, pattern = rename_source_key(name, renamings, converters)
+        sources.setdefault(target, {}).setdefault(pattern, []).append(name)
+    converter_of = {pattern: each for each in converters for pattern in each.source_patterns}
+    made: dict[str, str | Made] = {}
+    for target, found in sources.items():
+        how = _made(converter_of.get(next(iter(found))), found)
+        made |= {target: how} if how is not None else {name: name for names in found.values() for name in names}
+    return made
+
+
+def _made(converter: Any, found: Mapping[str | None, Sequence[str]]) -> str | Made | None:
+    """What a converter of transformers makes of the names that each of its patterns has found."""
+    tensors: list[list[str | Made]] = [list(names) for names in found.values()]
+    if converter is not None:
+        tensors = [list(found[pattern]) for pattern in converter.source_patterns if pattern in found]
+    for operation in converter.operations if converter is not None else ():
+        kind = type(operation).__name__
+        if kind == "MergeModulelist":
+            tensors = [[Made(tuple(parts), operation.dim, stacks=True)] for parts in tensors]
+        elif kind == "Concatenate":
+            tensors = [[Made(tuple(part for parts in tensors for part in parts), operation.dim, stacks=False)]]
+        else:
+            return None
+    return tensors[0][0] if len(tensors) == 1 and len(tensors[0]) == 1 else None

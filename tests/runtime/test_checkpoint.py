@@ -138,3 +138,10 @@ def test_bf16_reads_what_fp32_wrote(one_rank: None, tmp_path: Path) -> None:
     found = checkpoint_jobs.read_model(TINY, plan, str(tmp_path))
     expected = {f"model.{name}": parameter.bfloat16() for name, parameter in TINY().module.named_parameters()}
     assert found.keys() == expected.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_steps_below_nought_are_not_saved(one_rank: None, tmp_path: Path) -> None:
+    """Their folder would have a name that no reading looks for."""
+    with pytest.raises(UsageError, match="a checkpoint after -1 steps"):
+        checkpoint_jobs.save_steps(TINY, one_rank_plan(TINY), str(tmp_path / "ck"), [-1])
+    assert not list(tmp_path.iterdir())

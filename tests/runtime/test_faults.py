@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from torchrun import APPLY, Run
 from autoplan.errors import DeviceMemoryError, NonFiniteLoss, UsageError
 from autoplan.plan import write_plan
 from autoplan.plan.schema import MemoryGib, Plan, Predicted
+from autoplan.runtime import launch
 from autoplan.runtime.agreement import check_hosts
 from autoplan.runtime.faults import DeviceMemory, check_loss, check_memory, memory_explained
 from autoplan.runtime.watch import Sign
@@ -91,6 +93,8 @@ def test_steps_without_a_number_go_on_if_told_to(folder: Path) -> None:
     run = start(folder, 1, APPLY, "--plan", "1.yaml", "--steps", "6", "--lr", "1e30", "--allow-nonfinite", "--json")
     assert run.end() == 0, run.said
     assert "step 6: loss nan" in run.said
+    said = next(line for line in run.said.splitlines() if line.startswith("{"))
+    assert json.loads(said, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["losses"][-1] is None
 
 
 ONE_FAILS = """
@@ -176,6 +180,16 @@ def test_memory_that_ends_is_one_message_with_the_prediction() -> None:
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes"), memory_explained(predicting(3.0), "in step 1"):
         raise RuntimeError("shapes do not match")
+
+
+def test_more_processes_than_gpus_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert launch._own_gpu() == 1
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match="4 processes run on a host where 2 GPUs are visible"):
+        launch._own_gpu()
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])

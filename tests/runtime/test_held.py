@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from autoplan.errors import UsageError
 from autoplan.runtime.held import Held
 
 
@@ -32,3 +34,11 @@ def test_what_is_replaced_is_seen() -> None:
     module[1][0] = nn.BatchNorm1d(3)
     assert held.now()["1.0.running_mean"] is module[1][0].running_mean
     assert held.now()["1.1.bias"] is module[1][1].bias
+
+
+def test_what_was_taken_out_is_named() -> None:
+    module = model()
+    held = Held(module).now()
+    del module[1]
+    with pytest.raises(UsageError, match=r"1\.1\.bias is no longer in the module"):
+        held.now()["1.1.bias"]

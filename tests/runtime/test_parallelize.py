@@ -84,6 +84,34 @@ def test_eval_mode_runs_without_dropout_and_without_gradients(pool: WorkerPool) 
         assert trained != quiet
 
 
+class Viewed(torch.nn.Module):
+    """Attention that makes its output contiguous, which with dropout it is not and without it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 4).permute(2, 0, 3, 1, 4).unbind()
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=0.1 if self.training else 0.0)
+        return self.out(mixed.transpose(1, 2).contiguous().reshape(x.shape)).square().mean()
+
+
+def viewed() -> tuple[torch.nn.Module, tuple[torch.Tensor, ...]]:
+    return Viewed(), (torch.randn(4, 8, 16),)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_eval_mode_runs_where_ops_of_the_planned_graph_are_not_there(pool: WorkerPool, seed: int) -> None:
+    build = Seeded(viewed)
+    graphs = [{node.address for node in graph_of(build, mode=mode).nodes} for mode in ("train", "infer")]
+    assert graphs[0] - graphs[1] == {"/contiguous"}
+    model = build()
+    expected = model.module.eval()(*model.args).item()
+    for quiet, again, _, _ in pool.run(process_jobs.evaluate, build, random_plan(build, mesh_of(2, 2), seed)):
+        assert quiet == again == pytest.approx(expected, rel=1e-4)
+
+
 def test_inference_returns_the_output_where_the_plan_puts_it(pool: WorkerPool) -> None:
     build = Seeded(linear_stack)
     model = build()

@@ -10,9 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runtime_cases import TINY, Seeded, mesh_of, random_plan
+import torch
+from runtime_cases import TINY, Seeded, graph_of, mesh_of, random_plan
 
+from autoplan.errors import TargetError
 from autoplan.plan import write_plan
+from autoplan.runtime.data import Text, open_text
+from autoplan.runtime.train import _parser
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {**TINY.settings, "vocab_size": 256, "n_layers": 1}
@@ -177,3 +181,47 @@ def test_bad_input_is_one_message_and_exit_code_1(plans: Path, arguments: tuple[
     found = alone(str(ROOT / "apply.py"), *arguments, folder=plans)
     assert found.returncode == 1 and not found.stdout
     assert said in found.stderr and found.stderr.count("error:") == 1 and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--steps", "-5", "argument --steps: -5 is less than 0"),
+        ("--steps", "some", "argument --steps: 'some' is no whole number"),
+        ("--seed", "99999999999999999999", "argument --seed: 99999999999999999999 is not between"),
+        ("--lr", "nan", "argument --lr: 'nan' is no learning rate"),
+        ("--lr", "-1", "argument --lr: '-1' is no learning rate"),
+        ("--lr", "fast", "argument --lr: 'fast' is no learning rate"),
+    ],
+)
+def test_numbers_that_cannot_be_are_wrong_usage(flag: str, value: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        _parser().parse_args(["--plan", "plan.yaml", f"{flag}={value}"])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [2**40 - 1, 1 - 2**40])
+def test_every_seed_that_is_taken_seeds_weights_and_data(seed: int) -> None:
+    assert _parser().parse_args(["--plan", "plan.yaml", f"--seed={seed}"]).seed == seed
+    batch = Text(torch.zeros(64, dtype=torch.uint8), {"tokens": torch.zeros(2, 8).long()}, seed).batch(1_000_000)
+    assert batch["tokens"].shape == (2, 8)
+    torch.Generator().manual_seed(seed)
+
+
+def test_a_text_has_no_labels_for_a_model_with_one_a_sequence(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a text" * 10)
+    example = {"input_ids": torch.zeros(2, 8).long(), "labels": torch.zeros(2).long()}
+    with pytest.raises(TargetError, match=r"gives each token a label, and the model has labels of shape \[2\]"):
+        open_text(str(tmp_path / "text.txt"), example, graph_of(BUILD), 0)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("--export", "error: file/out.safetensors cannot be written: "), ("--checkpoint", "error: the checkpoint cannot be written: ")],
+)
+def test_a_place_that_cannot_be_written_is_said_before_the_first_step(plans: Path, tmp_path: Path, flag: str, said: str) -> None:
+    (tmp_path / "file").touch()
+    place = "file/out.safetensors" if flag == "--export" else "file"
+    found = alone(str(ROOT / "apply.py"), "--plan", str(plans / "1.yaml"), flag, place, folder=tmp_path)
+    assert found.returncode in (1, 2) and said in found.stderr
+    assert found.stderr.count("error:") == 1 and "Traceback" not in found.stderr and "step 1" not in found.stderr

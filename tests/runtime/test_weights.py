@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from autoplan import export_weights, load_weights
-from autoplan.errors import PlanError, TargetError, UsageError
+from autoplan.errors import AutoplanError, PlanError, TargetError, UsageError
 from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.tensor_files import SafetensorsWriter, Spec, open_tensors, tensor_files
+from autoplan.runtime.published import joined, stacked
+from autoplan.runtime.tensor_files import SafetensorsWriter, Spec, Stored, open_tensors, tensor_files
 
 LLAMA = {
     "hidden_size": 32,
@@ -89,6 +90,81 @@ class Net(nn.Module):
         self.register_buffer("mask", torch.ones(2), persistent=False)
         if tie:
             self.head.weight = self.embed.weight
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64}),
+    "mixtral": ("MixtralForCausalLM", {**SIZES, "num_key_value_heads": 2, "vocab_size": 64, "num_local_experts": 4}),
+    "vit": ("ViTForImageClassification", {**SIZES, "image_size": 32, "patch_size": 8, "num_labels": 4}),
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_models_whose_published_tensors_are_not_those_of_their_class_are_read_as_transformers_reads_them(
+    pool: WorkerPool, tmp_path: Path, kind: str
+) -> None:
+    """GPT-2 is told to pass over `attn.bias`, ViT has other names, Mixtral one tensor for each expert; each rank reads its slices."""
+    transformers = pytest.importorskip("transformers")
+    name, entries = PUBLISHED[kind]
+    torch.manual_seed(5)
+    config = transformers.CONFIG_MAPPING[kind](**entries, architectures=[name])
+    model = getattr(transformers, name)(config)
+    model.save_pretrained(tmp_path)
+    build = Seeded(checkpoint_jobs.hugging_face, {"config": str(tmp_path / "config.json")})
+    with torch.no_grad():
+        expected = model.eval()(**build().kwargs).loss.item()
+    plan = random_plan(build, mesh_of(2, 2), 4)
+    for (found,) in pool.run(checkpoint_jobs.read_and_run, build, plan, [str(tmp_path)], False):
+        assert found.loss == pytest.approx(expected, rel=1e-5)
+        assert found.read_bytes == found.asked_bytes == found.held_bytes
+    export_weights(model, tmp_path / "again" / "model.safetensors")
+    config.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_parts_of_stacked_and_joined_tensors_are_those_of_the_whole() -> None:
+    parts = [torch.arange(12).view(3, 4) + 100 * i for i in range(3)]
+    files = [Stored(tuple(part.shape), part.__getitem__) for part in parts]
+    for made, whole in (
+        (stacked(files, 0), torch.stack(parts)),
+        (stacked(files, 1), torch.stack(parts, 1)),
+        (joined(files, 0), torch.cat(parts)),
+        (joined([stacked(files, 0), stacked(files[:1] * 3, 0)], 1), torch.cat([torch.stack(parts), torch.stack(parts[:1] * 3)], 1)),
+    ):
+        assert made.shape == tuple(whole.shape)
+        for dim, size in enumerate(made.shape):
+            for cut in (slice(0, size), slice(1, size), slice(size - 1, size), slice(1, 1)):
+                index = tuple(cut if other == dim else slice(0, n) for other, n in enumerate(made.shape))
+                assert torch.equal(made.read(index), whole[index])
+
+
+def test_a_parameter_is_read_though_its_class_has_files_hold_a_like_name(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        _keys_to_ignore_on_load_unexpected = ("attn.bias",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.c_attn = nn.Linear(2, 2)
+
+    named, other = Named(), Named()
+    save_file(named.state_dict() | {"attn.bias": torch.zeros(2)}, tmp_path / "net.safetensors")
+    load_weights(other, tmp_path / "net.safetensors")
+    assert torch.equal(other.c_attn.bias, named.c_attn.bias)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_what_rank_0_cannot_write_is_said_on_every_rank(pool: WorkerPool, tmp_path: Path, suffix: str) -> None:
+    """None waits for what the others gather, whether the folder is not to be made or the disk is full."""
+    plan = random_plan(GPT2, mesh_of(2, 2), 0)
+    said = pool.run(checkpoint_jobs.export_to_a_full_disk, GPT2, plan, str(tmp_path / f"weights{suffix}"))
+    assert len(set(said)) == 1 and "cannot be written: " in said[0] and not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(AutoplanError, match=r"file/out.* cannot be written: "):
+        pool.run(checkpoint_jobs.export, GPT2, plan, str(tmp_path / "file" / f"out{suffix}"))
+    pool.run(checkpoint_jobs.export, GPT2, plan, str(tmp_path / f"weights{suffix}"))
+    assert (tmp_path / f"weights{suffix}").stat().st_size > 512
 
 
 def test_a_torch_export_is_a_state_dict_and_safetensors_hold_each_tied_weight_once(tmp_path: Path) -> None:

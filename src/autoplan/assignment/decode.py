@@ -25,9 +25,14 @@ from autoplan.rules.row import Row, Strategy, make_strategy
 MAX_PROBLEMS = 20
 
 
-def decode(plan: Plan, graph: Graph) -> Assignment:
-    """The assignment that `plan` decides for `graph`; raises PlanError that lists everything that does not resolve."""
-    decoder = _Decoder(plan, graph)
+def decode(plan: Plan, graph: Graph, *, exact: bool = True) -> Assignment:
+    """The assignment that `plan` decides for `graph`; raises PlanError that lists everything that does not resolve.
+
+    With `exact=False` the graph may lack ops of the planned one, as those of eval mode do (a `contiguous` that has nothing to copy
+    there): what the plan says of a value's way to its readers then holds for where it is to come, wherever it comes from, and an
+    op that nothing is said of and no row fits runs replicated.
+    """
+    decoder = _Decoder(plan, graph, exact)
     decoder.place_sources()
     for node in graph.nodes:
         decoder.place(node)
@@ -36,8 +41,9 @@ def decode(plan: Plan, graph: Graph) -> Assignment:
         decoder.settle_gradients(node)
     decoder.raise_problems()
     assignment = Assignment(graph, plan.mesh, tuple(decoder.strategies[node.id] for node in graph.nodes), decoder.sources, decoder.outputs)
-    decoder.check_collectives(assignment)
-    decoder.raise_problems()
+    if exact:
+        decoder.check_collectives(assignment)
+        decoder.raise_problems()
     return assignment
 
 
@@ -47,6 +53,7 @@ class _Decoder:
 
     plan: Plan
     graph: Graph
+    exact: bool = True
     problems: list[PlanError] = field(default_factory=list)
     forward: dict[int, Placements | None] = field(default_factory=dict)
     sources: dict[int, Placements] = field(default_factory=dict)
@@ -128,6 +135,8 @@ class _Decoder:
             fitting = tuple(rows for rows in fitting if self._describe(node, rows) == line.row)
         elif not node.inputs:
             fitting = fitting[:1]
+        if not fitting and not self.exact:
+            fitting = fitting_rows(self.graph, node, [(R,) * self.mesh.ndim] * len(placed), self.mesh)
         if not fitting:
             self._report_no_row(node, placed, None if line is None else line.row)
             self._leave_unknown(node)
@@ -155,7 +164,7 @@ class _Decoder:
         entry = self._entry(value, node.address)
         if entry is None:
             return natural
-        if entry.from_ != natural:
+        if entry.from_ != natural and self.exact:
             key = self.reshard_keys[self.graph.values[value].address]
             what = f"{key}: from {format_placements(entry.from_)}, but it is made as {format_placements(natural)}"
             self.report(what, "reshard", key, next_step="correct `from`, or what decides the op's inputs")

@@ -96,17 +96,18 @@ def check_agreement(facts: dict[str, str]) -> None:
         raise PlanError("the ranks do not agree\n" + "\n".join(problems), next_step="launch the same code, plan and torch everywhere")
 
 
-def on_rank_0(function: Callable[[], Found]) -> Found:
+def on_rank_0(function: Callable[[], Found], what: str | None = None) -> Found:
     """What the function returns on rank 0, on every rank; its error, if it is a user's or the file system's, likewise.
 
-    What is looked up in files so is the same everywhere, however late other hosts see them change.
+    `what` begins the message of an error of the file system: what cannot be done. What is looked up in files so is the same everywhere, however late other hosts see them change.
     """
     answer: list[Any] = [None, None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             answer[0] = function()
         except OSError as error:
-            answer[1] = PlanError(error.strerror or str(error), where=error.filename)
+            why = error.strerror or str(error)
+            answer[1] = PlanError(f"{what}: {why}" if what else why, where=error.filename)
         except AutoplanError as error:
             answer[1] = error
     if dist.is_initialized():

@@ -40,7 +40,7 @@ class Autosave:
             return range(steps)
         done = checkpoint.resume(self.folder, self.module, self.optimizer, also=self.also)
         self._saved = done or None
-        self._end = on_rank_0(partial(_end, Path(self.folder), done + steps)) if self.writes else done + steps
+        self._end = on_rank_0(partial(_end, Path(self.folder), done + steps), checkpoint.UNWRITABLE) if self.writes else done + steps
         return range(done, self._end)
 
     def after(self, step: int) -> bool:

@@ -37,6 +37,7 @@ from autoplan.runtime.states import (
 )
 
 KEPT = 2
+UNWRITABLE = "the checkpoint cannot be written"
 _RUN = "run"  # the one object that is no tensor
 _STEP = re.compile(r"step-(\d{8,})")
 _WRITING, _REMOVED = ".writing-", ".removed-"
@@ -56,17 +57,19 @@ def save(
     `also` are things with a state_dict that is the same on all ranks: schedulers, data loaders. All ranks call this, on a
     folder that all of them see. Raises PlanError, on every rank, where it cannot be written; what was there before stays.
     """
+    if step < 0:
+        raise UsageError(f"a checkpoint after {step} steps", next_step="count the steps that were done")
     place = Path(folder)
     writing, whole = place / f"{_WRITING}step-{step:08d}", place / f"step-{step:08d}"
-    on_rank_0(lambda: _prepare(place, writing))
+    on_rank_0(lambda: _prepare(place, writing), UNWRITABLE)
     tensors = model_tensors(module) | optimizer_tensors(module, optimizer)
     state = {name: in_chunks(tensor) for name, tensor in tensors.items()} | {_RUN: run_state(module, optimizer, step, also or {})}
     try:
         planner = dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         dcp.save(state, storage_writer=dcp.FileSystemWriter(writing), planner=planner)
     except CheckpointException as error:
-        raise PlanError(f"the checkpoint cannot be written: {_first_cause(error)}", where=str(whole)) from error
-    on_rank_0(lambda: _publish(writing, whole, keep))
+        raise PlanError(f"{UNWRITABLE}: {_first_cause(error)}", where=str(whole)) from error
+    on_rank_0(lambda: _publish(writing, whole, keep), UNWRITABLE)
     return whole
 
 

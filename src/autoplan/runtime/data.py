@@ -49,6 +49,11 @@ def open_text(path: str, example: Batch, graph: Graph, seed: int) -> Callable[[i
         raise TargetError(
             f"--data needs an input called {' or '.join(_TOKENS)} of shape [batch, seq]", where=f"the model's inputs: {', '.join(example)}"
         )
+    labels = {label: example[label] for label in _LABELS if isinstance(example.get(label), Tensor)}
+    if other := [f"{label} of shape {list(tensor.shape)}" for label, tensor in labels.items() if tensor.shape != example[name].shape]:
+        raise TargetError(
+            f"--data gives each token a label, and the model has {', '.join(other)}", where=f"{name} {list(example[name].shape)}"
+        )
     try:
         content = Path(path).read_bytes()
     except OSError as error:

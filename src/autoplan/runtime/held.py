@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from autoplan.errors import UsageError
+
 
 class Held:
     """Parameters and buffers by FQN, as they are when they are asked for.
@@ -17,23 +19,26 @@ class Held:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
+        self.module = module
         self._children: list[tuple[dict[str, Any], str, nn.Module | None]] = []  # where each module hangs, and which it was
         self._places: dict[str, tuple[dict[str, Any], str]] = {}
 
     def now(self) -> Held:
         """Itself, knowing of modules that have been replaced."""
         if not self._places or any(modules.get(name) is not child for modules, name, child in self._children):
-            self._children = [(owner._modules, name, child) for owner in self._module.modules() for name, child in owner._modules.items()]
+            self._children = [(owner._modules, name, child) for owner in self.module.modules() for name, child in owner._modules.items()]
             self._places = dict(self._walk())
         return self
 
     def __getitem__(self, fqn: str) -> Tensor:
-        tensors, name = self._places[fqn]
-        return tensors[name]
+        try:
+            tensors, name = self._places[fqn]
+            return tensors[name]
+        except KeyError:
+            raise UsageError(f"{fqn} is no longer in the module", next_step="change a model before it is planned, not after") from None
 
     def _walk(self) -> Iterator[tuple[str, tuple[dict[str, Any], str]]]:
-        for path, owner in self._module.named_modules(remove_duplicate=False):
+        for path, owner in self.module.named_modules(remove_duplicate=False):
             for tensors in (owner._parameters, owner._buffers):
                 for name in tensors:
                     yield f"{path}.{name}" if path else name, (tensors, name)

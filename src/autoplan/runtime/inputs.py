@@ -45,21 +45,36 @@ def as_dtensor(local: Tensor, shape: Sequence[int], placements: Placements, devi
 def shard_inputs(plan: Plan, device_mesh: DeviceMesh, batch: Any) -> Any:
     """This rank's part of a global batch, in the batch's own structure: a mapping by input names, or tensors in the plan's order.
 
-    Raises UsageError for a batch that is not the planned one in names or shapes.
+    What is no tensor stays as it is. Raises UsageError for a batch that is not the planned one in names or shapes.
     """
+    if isinstance(batch, Mapping) and not isinstance(batch, dict):
+        batch = dict(batch)  # a tokenizer's, which pytree takes for one leaf
     leaves, spec = pytree.tree_flatten(batch)
     names = [".".join(path) for path in leaf_paths(spec)]
     if not isinstance(batch, Mapping):
-        names = list(plan.inputs)
-        if len(leaves) != len(names):
-            raise UsageError(f"a batch of {len(leaves)} tensors; the plan has {len(names)} inputs: {', '.join(names)}")
-    if unknown := [name for name in names if name not in plan.inputs]:
+        names = _in_order(plan, leaves)
+    if unknown := [name for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor) and name not in plan.inputs]:
         raise UsageError(f"no input called {', '.join(unknown)}", where=f"the plan's inputs: {', '.join(plan.inputs)}")
     coordinate = tuple(device_mesh.get_coordinate() or ())
     return pytree.tree_unflatten([_cut(plan, name, leaf, coordinate) for name, leaf in zip(names, leaves, strict=True)], spec)
 
 
-def _cut(plan: Plan, name: str, tensor: Tensor, coordinate: tuple[int, ...]) -> Tensor:
+def _in_order(plan: Plan, leaves: Sequence[Any]) -> list[str]:
+    """The names of leaves without names: of tensors those of the plan's inputs in turn, of others none."""
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if len(tensors) != len(plan.inputs):
+        others = ", ".join(dict.fromkeys(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)))
+        beside = f", beside {others}" if others else ""
+        raise UsageError(f"a batch of {len(tensors)} tensors{beside}; the plan has {len(plan.inputs)} inputs: {', '.join(plan.inputs)}")
+    names = iter(plan.inputs)
+    return [next(names) if isinstance(leaf, Tensor) else "" for leaf in leaves]
+
+
+def _cut(plan: Plan, name: str, tensor: Any, coordinate: tuple[int, ...]) -> Any:
+    if not isinstance(tensor, Tensor):
+        if name in plan.inputs:
+            raise UsageError(f"input {name} is of type {type(tensor).__name__}", next_step="give a torch.Tensor")
+        return tensor
     line = plan.inputs[name]
     if tuple(tensor.shape) != line.shape:
         raise UsageError(
@@ -82,6 +97,13 @@ def local_inputs(
 def _local(name: str, tensor: Tensor, graph: Graph, value: int, state: Placements, mesh: Mesh, device: torch.device) -> Tensor:
     planned = graph.values[value]
     expected = local_shape(planned.shape, state, mesh)
+    if tensor.is_meta:
+        raise UsageError(f"input {name} is on meta: it has no values", next_step="give a tensor on the CPU or on this rank's device")
+    if tensor.requires_grad and torch.is_grad_enabled() and mesh.size > 1:  # of one rank it is right
+        raise UsageError(
+            f"input {name} requires a gradient; a plan brings gradients to parameters alone",
+            next_step="detach it, or plan one module that makes it as well",
+        )
     if isinstance(tensor, DTensor):
         if tuple(tensor.placements) != to_torch(state) or tuple(tensor.shape) != planned.shape:
             raise UsageError(

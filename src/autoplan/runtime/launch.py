@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from autoplan.errors import UsageError
 from autoplan.placement import Mesh
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
@@ -31,6 +32,18 @@ def _let_segments_grow() -> None:
     """
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def _own_gpu() -> int:
+    """The GPU of this process, one for each of its host's; raises UsageError where there are fewer."""
+    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if own >= there:
+        started = os.environ.get("LOCAL_WORLD_SIZE", str(own + 1))
+        raise UsageError(
+            f"{started} processes run on a host where {there} GPU{'s are' if there > 1 else ' is'} visible",
+            next_step=f"--nproc-per-node {there} and a plan for so many, more hosts, or look at CUDA_VISIBLE_DEVICES",
+        )
+    return own
 
 
 @contextlib.contextmanager
@@ -78,7 +91,7 @@ class Launch:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
         if kind == "cuda":
             _let_segments_grow()
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(_own_gpu())
         else:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         dist.init_process_group(

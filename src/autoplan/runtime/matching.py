@@ -61,9 +61,13 @@ def _readings(own: Collection[str], given: Mapping[str, str]) -> list[dict[str, 
 
 
 def _taken(module: nn.Module) -> Callable[[str], bool]:
-    """Whether a tensor of a name counts: not buffers that the module makes itself, nor what its class says that files may hold."""
+    """Whether a tensor of a name counts: not buffers that the module makes itself, nor what its class says that files may hold.
+
+    Such a pattern of GPT-2's, `attn.bias`, is also found in `attn.c_attn.bias`, which is a parameter.
+    """
     kept = {id(buffer) for buffer in persistent_buffers(module).values()}
     made = {name for name, buffer in module.named_buffers(remove_duplicate=False) if id(buffer) not in kept}
     again = tuple(end for end in _MADE_AGAIN if any(name.endswith(end) for name in made))
     patterns = {pattern for owner in module.modules() for pattern in getattr(owner, "_keys_to_ignore_on_load_unexpected", None) or ()}
-    return lambda name: not (name in made or name.endswith(again) or any(re.search(pattern, name) for pattern in patterns))
+    own = first_names(module).keys() - made
+    return lambda name: name in own or not (name in made or name.endswith(again) or any(re.search(pattern, name) for pattern in patterns))

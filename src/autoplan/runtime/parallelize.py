@@ -6,6 +6,8 @@ another, the local program of the captured graph. Optimizer, checkpoints and the
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -21,12 +23,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from autoplan.assignment import Assignment
 from autoplan.collectives.process_group import ProcessGroupCollectives
-from autoplan.errors import PlanError, UsageError
+from autoplan.errors import PlanError, TargetError, UsageError
 from autoplan.graph import graph_digest, input_leaves
 from autoplan.placement import Mesh, local_shape
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
 from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
+from autoplan.runtime.differences import folded
 from autoplan.runtime.held import Held
 from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.leaves import Leaves
@@ -45,9 +48,12 @@ def parallelize(
 
     `args` and `kwargs` are example inputs of global shape, on any device. Real parameters are cut, each rank keeping its
     part; those on meta become uninitialised memory. Forward takes each rank's part of the inputs, or DTensors as the
-    plan places them, and returns the loss, equal on all ranks (in inference DTensors). Raises PlanError for a plan that
-    is not this model's, UsageError for a mesh that is not the plan's.
+    plan places them, and returns the loss, equal on all ranks (in inference DTensors). A training plan that keeps outputs
+    returns all of them by name, of each the rank's own part. Raises PlanError for a plan that is not this model's, UsageError
+    for a mesh that is not the plan's, or a module that is parallel already.
     """
+    if isinstance(module, _Parallel):
+        raise UsageError("the module is parallel already: it runs as one plan says", next_step="build it anew for another plan")
     name = str(plan) if isinstance(plan, str | Path) else plan.provenance.source
     plan = load_plan(plan) if isinstance(plan, str | Path) else plan
     check_world(plan.mesh, name)
@@ -106,12 +112,30 @@ def mesh_device(device_mesh: DeviceMesh) -> torch.device:
 
 
 def local_forward(module: nn.Module) -> LocalForward:
-    """What runs in place of a parallel module's forward."""
+    """What runs in place of a parallel module's forward; raises UsageError for a module that is not parallel."""
+    if not isinstance(module, _Parallel):
+        raise UsageError(f"this {type(module).__name__} is not parallel", next_step="give what autoplan.parallelize returned")
     return module.__dict__["_autoplan"]
 
 
 class _Parallel(nn.Module):
-    """Mixed into the class of a parallel module."""
+    """Mixed into the class of a parallel module. Copies of it (averaged weights) run as it does; processes cannot be pickled."""
+
+    def __copy__(self) -> _Parallel:
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Parallel:
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError(
+            "a parallel module belongs to its processes and cannot be pickled",
+            next_step="write it with autoplan.save_checkpoint or autoplan.export_weights, or torch.save what state_dict() returns",
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.__dict__["_autoplan"](self, args, kwargs)
@@ -141,15 +165,29 @@ class LocalForward:
         self.step = 0
         self.signature = signature
         self.trains = prepared.assignment.graph.loss is not None
+        self._frozen = tuple(p.fqn for p in prepared.assignment.graph.parameters if not p.trainable)
         self._prepared = prepared
         self._programs = {self.trains: self._bind(prepared)}
         self._held = held
         self._replays = False
+        self._checked: bool | None = None if self.trains else False  # the mode in which all parts of the module were seen to be
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalForward:
+        """For a copy of the module: the same programs and processes, seeds of its own."""
+        copied = copy.copy(self)
+        copied._programs = dict(self._programs)
+        return copied
 
     @property
     def program(self) -> Program:
         """The program of the plan's own mode."""
         return self._programs[self.trains].program
+
+    def loss_of(self, returned: Any) -> Tensor:
+        """The loss in what a training call returned: that itself, or one of the outputs that the plan keeps."""
+        graph = self.program.graph
+        assert graph.loss is not None
+        return returned[graph.output_names[graph.outputs.index(graph.loss)]] if isinstance(returned, Mapping) else returned
 
     def compile(self, *, whole: bool = False, cuda_graphs: bool = False, **options: Any) -> None:
         """Run the pieces of the plan's own mode through torch.compile, those that compute the same as one function.
@@ -171,24 +209,27 @@ class LocalForward:
         bound.program.compile(**options)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return self.call_by_name(module, input_leaves(self.signature, args, kwargs))
+        try:
+            leaves = input_leaves(self.signature, args, kwargs)
+        except TargetError as error:
+            raise UsageError(f"a call that is none of forward{inspect.signature(self.signature)}: {error.__context__}") from None
+        return self.call_by_name(module, leaves)
 
     def call_by_name(self, module: nn.Module, leaves: Mapping[str, Any]) -> Any:
         """The call whose arguments have these leaves."""
-        for name, planned in self.literals.items():
-            if name in leaves and leaves[name] != planned:
-                raise UsageError(f"argument {name} is {leaves[name]!r}; planned is {planned!r}", next_step="plan again for another value")
         bound = self._bound(module)
         graph = bound.program.graph
         assignment = bound.program.assignment
         tensors = local_inputs(graph, assignment.sources, assignment.mesh, leaves, self.device)
-        held = self._held.now()
+        self._check_literals(leaves)
+        held = self._held_by(module)
         coordinate = self.collectives.coordinate
         for fqn, value in graph.buffers.items():
             tensors[value] = local_part(held[fqn], assignment.sources[value], assignment.mesh, coordinate)
         tensors.update(bound.constants)
         self.step += module.training
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph.loss is not None):
+            self._check_frozen(held)
             tensors.update(bound.leaves.local(held))
             outputs = bound.program(Run(self.collectives, self.seed + self.step), tensors)
             if self._replays:  # the next step overwrites what a graph gave
@@ -196,9 +237,42 @@ class LocalForward:
         _overwrite(held, dict(zip(bound.program.mutated, outputs[len(graph.outputs) :], strict=True)))
         return self._returned(bound.program, outputs[: len(graph.outputs)])
 
+    def _held_by(self, module: nn.Module) -> Held:
+        """What the module holds, which may be a copy of the one that was placed."""
+        if self._held.module is not module:
+            self._held = Held(module)
+        return self._held.now()
+
+    def _check_literals(self, leaves: Mapping[str, Any]) -> None:
+        """Raises UsageError for an argument that is no tensor and has another value than the one that was captured."""
+        for name, given in leaves.items():
+            if isinstance(given, Tensor):
+                continue
+            planned = self.literals[name] if name in self.literals else self._default(name)
+            if given is not planned and given != planned:
+                raise UsageError(f"argument {name} is {given!r}; planned is {planned!r}", next_step="plan again for another value")
+
+    def _check_frozen(self, parameters: Held) -> None:
+        """Raises UsageError for a parameter that was frozen when it was planned: the plan brings no gradient of it together."""
+        if not torch.is_grad_enabled() or self.device_mesh.size() == 1:
+            return
+        if thawed := [fqn for fqn in self._frozen if parameters[fqn].requires_grad]:
+            raise UsageError(
+                f"trained now, and frozen when it was planned: {', '.join(folded(thawed))}",
+                next_step="plan with requires_grad=True; what is planned so may be frozen at any time",
+            )
+
+    def _default(self, name: str) -> Any:
+        """What forward takes for an argument that is not given, as when it was captured; None where it names none."""
+        parameter = inspect.signature(self.signature).parameters.get(name)
+        return None if parameter is None or parameter.default is inspect.Parameter.empty else parameter.default
+
     def _bound(self, module: nn.Module) -> _Bound:
         """The program of the module's present mode, captured when it is first needed."""
         mode = self.trains and module.training
+        if mode != self._checked:
+            _check_mode(module)
+            self._checked = mode
         if mode not in self._programs:
             assert self.template is not None, "made from an assignment of one mode"
             self._programs[mode] = self._bind(prepare(self.template, training=False))
@@ -233,6 +307,22 @@ class _Bound:
     program: Program
     leaves: Leaves
     constants: Mapping[int, Tensor]
+
+
+def _check_mode(module: nn.Module) -> None:
+    """Raises UsageError where parts are in another mode than capture put them in, by the module's own `train`."""
+    flags = [(name, part, part.training) for name, part in module.named_modules()]
+    module.train(module.training)
+    unlike = [name for name, part, flag in flags if part.training != flag]
+    for _, part, flag in flags:
+        part.training = flag
+    if unlike:
+        one, other = ("training", "eval") if module.training else ("eval", "training")
+        shown = ", ".join(unlike[:4]) + (f" and {len(unlike) - 4} more" if len(unlike) > 4 else "")
+        raise UsageError(
+            f"the module is in {one} mode, and of its parts {shown} in {other} mode; a plan runs all of it in one",
+            next_step=f"call {'train' if module.training else 'eval'}() on the whole module, or plan a class whose train() leaves these parts as they are",
+        )
 
 
 @torch.no_grad()

@@ -52,7 +52,8 @@ class Template:
                 keep_outputs=self.plan.options.keep_outputs,
             )
         else:
-            graph = only_loss(capture(self.module, self.args, self.kwargs, mode="infer"), self.plan)
+            graph = capture(self.module, self.args, self.kwargs, mode="infer")
+            graph = only_planned(graph, self.plan) if self.plan.options.keep_outputs else only_loss(graph, self.plan)
         return graph if self.rewrite is None else self.rewrite(graph)
 
 
@@ -145,7 +146,8 @@ def prepare(template: Template, training: bool) -> Prepared:
     plan = template.plan
     graph = template.captured(training)
     records = graph.loss is not None
-    assignment = decode(plan if records or plan.options.mode == "infer" else in_eval_mode(plan, graph), graph)
+    planned = records or plan.options.mode == "infer"
+    assignment = decode(plan, graph) if planned else decode(in_eval_mode(plan, graph), graph, exact=False)
     segments = segments_of(graph, plan)
     recomputed = recomputed_segments(plan, segments) if records else ()
     groups = groups_of(assignment, plan, recomputed)
@@ -210,6 +212,12 @@ def only_loss(graph: Graph, plan: Plan) -> Graph:
         raise PlanError("in eval mode the model returns no loss", next_step="call it with labels, or plan it with --mode infer")
     _, loss = next((scalar for scalar in scalars if scalar[0] == "loss"), scalars[0])
     return restricted(graph, {loss: "loss"})
+
+
+def only_planned(graph: Graph, plan: Plan) -> Graph:
+    """A graph captured in eval mode, cut down to the outputs that a training plan keeps; others it may have in this mode alone."""
+    kept = {value: name for name, value in zip(graph.output_names, graph.outputs, strict=True) if any(match(k, name) for k in plan.outputs)}
+    return restricted(graph, kept)
 
 
 def restricted(graph: Graph, outputs: Mapping[int, str]) -> Graph:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import sys
@@ -16,7 +17,6 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,11 +34,12 @@ from autoplan.runtime.faults import check_loss, check_memory, memory_explained, 
 from autoplan.runtime.launch import Launch, say_alone, this_rank
 from autoplan.runtime.parallelize import local_forward, parallelize
 from autoplan.runtime.shards import local_part
-from autoplan.runtime.weights import check_export, export_weights, initialize, load_weights
+from autoplan.runtime.weights import check_export, check_writable, export_weights, initialize, load_weights
 from autoplan.settings import parse_settings
 
 LARGE_MODEL = 2_000_000_000  # parameters: above, no rank builds the whole model
 WARM_UP_STEPS = 2
+SEEDS = 2**40  # times what spreads the seeds of steps it is still a seed of torch's
 GIB = 2**30
 
 
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", help="the model, if not the one the plan names")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the target, over the plan's own")
     parser.add_argument("--rules", metavar="FILE|MODULE", help="registers rules for ops of your own, if not where the plan says")
-    parser.add_argument("--steps", type=int, default=10, help="how many steps to run (default 10)")
+    parser.add_argument("--steps", type=_count, default=10, help="how many steps to run (default 10)")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -98,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         help="compile, and replay what is compiled as CUDA graphs: for a small model, whose host then has next to nothing to do",
     )
     parser.add_argument("--data", metavar="FILE", help="a text to train on, one byte a token (default: the target's example, every step)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0); a resumed run keeps its own")
-    parser.add_argument("--lr", type=float, default=3e-4, help="the learning rate (default 3e-4); a resumed run keeps its own")
+    parser.add_argument("--seed", type=_seed, default=0, help="of weights and data (default 0); a resumed run keeps its own")
+    parser.add_argument("--lr", type=_rate, default=3e-4, help="the learning rate (default 3e-4); a resumed run keeps its own")
     parser.add_argument("--checkpoint", metavar="DIR", help="resume from here if there is a checkpoint, and write one at the end")
     parser.add_argument("--checkpoint-every", type=_positive, metavar="K", help="with --checkpoint: write one every K steps as well")
     parser.add_argument(
@@ -112,9 +113,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return _at_least(text, 1)
+
+
+def _count(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _at_least(text: str, least: int) -> int:
+    number = _whole(text)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+    return number
+
+
+def _seed(text: str) -> int:
+    """What torch's generators take, after what data and steps add to it."""
+    number = _whole(text)
+    if abs(number) >= SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is not between {-SEEDS} and {SEEDS}")
+    return number
+
+
+def _rate(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no learning rate: a number of at least 0")
     return number
 
 
@@ -122,6 +156,8 @@ def _check(options: argparse.Namespace) -> None:
     """What would else be found out at the end."""
     if options.export:
         check_export(options.export)
+        if this_rank() == 0:
+            check_writable(options.export)
     for name in ("whole", "cuda_graphs"):
         if getattr(options, name) and options.compile is False:
             raise UsageError(f"--{name.replace('_', '-')} compiles and --no-compile does not", next_step="leave one out")
@@ -267,7 +303,7 @@ def _one_step(module: nn.Module, optimizer: Optimizer | None, batch: Any) -> Ten
     returned = local_forward(module).call_by_name(module, batch)
     if not local_forward(module).trains:
         return None
-    loss = next(leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor) and leaf.dim() == 0)
+    loss = local_forward(module).loss_of(returned)
     loss.backward()
     if optimizer is not None:
         optimizer.step()
@@ -306,10 +342,8 @@ def _report(outcome: Outcome, plan: Plan, compiled: bool, as_json: bool) -> None
     what = "peak memory" if torch.cuda.is_available() else "memory grown by (of the process, on the CPU)"
     _say(f"{what} {outcome.peak_gib:.3f} GiB, predicted peak {predicted['memory_gib']['peak']} GiB{kind}")
     if as_json:
-        print(
-            json.dumps({"step_ms": outcome.step_ms, "peak_gib": outcome.peak_gib, "losses": list(outcome.losses), "predicted": predicted}),
-            flush=True,
-        )
+        losses = [loss if math.isfinite(loss) else None for loss in outcome.losses]  # JSON has no NaN
+        print(json.dumps({"step_ms": outcome.step_ms, "peak_gib": outcome.peak_gib, "losses": losses, "predicted": predicted}), flush=True)
 
 
 __all__ = ["main"]

@@ -59,7 +59,7 @@ class Sign:
     def of_loss(cls, rank: int, world: int, host: str) -> Sign:
         """A connection that ended without a word."""
         error = LostRank(
-            f"rank {rank} of {world} on {host} is gone: its process was killed or its host is down",
+            f"rank {rank} of {world} on {host} is gone: its process ended or was killed, or its host is down",
             next_step="its own last lines and torchrun's report say more; with --max-restarts torchrun starts all ranks again",
         )
         return cls("lost", rank, f"error: {error}", error.exit_code)

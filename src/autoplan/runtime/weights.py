@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from autoplan.errors import UsageError
+from autoplan.runtime.agreement import on_rank_0
 from autoplan.runtime.boxes import boxes_of
 from autoplan.runtime.matching import first_names, matched, whole_tensors
+from autoplan.runtime.published import as_published
 from autoplan.runtime.tensor_files import SAFETENSORS, TORCH_SUFFIXES, SafetensorsWriter, Spec, aligned, open_tensors
 
 INIT_STD = 0.02  # as GPT-2 and Llama start
@@ -53,12 +57,14 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], *, rename: Cal
     """Fill a module, parallel or not, from files of whole tensors; each rank reads its own parts. How many bytes this rank read.
 
     `path` is a safetensors file, a folder of them as Hugging Face publishes models, or a state dict that `torch.save` wrote. Values
-    are cast to the dtype that they have here. Every parameter and persistent buffer must be there and nothing else:
+    are cast to the dtype that they have here. What transformers would rename or put together for this class is so here. Every parameter and persistent buffer must be there and nothing else:
     raises PlanError that lists all that differs, before anything is changed, TargetError for files that cannot be read.
     `rename` gives the FQN of a name in the files, None for what is not to be read.
     """
     read_bytes = 0
     with open_tensors(path) as stored:
+        if rename is None and (published := as_published(module, stored)):
+            stored = published
         source = matched(module, {name: tensor.shape for name, tensor in stored.items()}, str(path), rename)
         for name, tensor in whole_tensors(module).items():
             local = _local(tensor)
@@ -78,23 +84,29 @@ def export_weights(module: nn.Module, path: str | os.PathLike[str], *, dtype: to
     casts those that are floating point. Raises UsageError for a file of another kind, or one that cannot be written.
     """
     place = check_export(path)
-    aside = place.with_name(f".writing-{place.name}")
+    aside = _aside(place)
     tensors = whole_tensors(module)
     specs = aligned([Spec(name, tensor.shape, _exported_dtype(tensor, dtype)) for name, tensor in tensors.items()])
     writer = SafetensorsWriter(aside, specs) if place.suffix == SAFETENSORS else None
-    if dist.is_initialized() and dist.get_rank() != 0:
-        for spec in specs:
-            _whole(tensors[spec.name])
-        return
-    whole = ((spec.name, _whole(tensors[spec.name]).to("cpu", spec.dtype)) for spec in specs)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _write(writer, whole) if writer else torch.save(_under_all_names(module, dict(whole)), aside)
-        aside.replace(place)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    on_rank_0(lambda: check_writable(path))
+    whole = ((spec, _whole(tensors[spec.name])) for spec in specs)
+    failure: OSError | None = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        found = ((spec.name, tensor.to("cpu", spec.dtype)) for spec, tensor in whole)
+        try:
+            _write(writer, found) if writer else _save(_under_all_names(module, dict(found)), aside)
+            aside.replace(place)
+        except OSError as error:
+            failure = error
+            with contextlib.suppress(OSError):
+                aside.unlink()
+    deque(whole, maxlen=0)  # rank 0 too gathers what it could not write: the others wait for it
+    on_rank_0(lambda: _raise_unwritable(path, failure))
+
+
+def _raise_unwritable(path: str | os.PathLike[str], error: OSError | None) -> None:
+    if error is not None:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _write(writer: SafetensorsWriter, whole: Iterable[tuple[str, Tensor]]) -> None:
@@ -102,6 +114,16 @@ def _write(writer: SafetensorsWriter, whole: Iterable[tuple[str, Tensor]]) -> No
         for _, tensor in whole:
             writer.write(tensor)
         writer.sync()
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    with open(file, "wb") as stream:
+        try:
+            torch.save(tensors, stream)
+        except RuntimeError as error:  # of torch's writer, on a disk that is full
+            raise OSError(str(error).splitlines()[0]) from error
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _under_all_names(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,6 +136,23 @@ def check_export(path: str | os.PathLike[str]) -> Path:
     if place.suffix not in (SAFETENSORS, *TORCH_SUFFIXES):
         raise UsageError(f"{path} is no kind of file to export to", next_step=f"name it *{SAFETENSORS} or *.pt")
     return place
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Make the folder of a file to export to; raises UsageError where the file cannot be written."""
+    place = Path(path)
+    try:
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _aside(place).touch()
+        _aside(place).unlink()
+    except OSError as error:
+        _raise_unwritable(path, error)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".writing-{place.name}")
 
 
 def _exported_dtype(tensor: Tensor, wanted: torch.dtype | None) -> torch.dtype:
