@@ -243,3 +243,32 @@ def test_a_plan_that_keeps_outputs_returns_them_in_both_modes_and_takes_gradient
     for parameter, gradient in zip(model.module.parameters(), gradients, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_an_optimizer_of_the_parameters_before_is_refused_at_its_first_step(one_rank: None, plan: Plan) -> None:
+    model = NET()
+    before = torch.optim.AdamW(model.module.parameters())
+    mesh = process_jobs.mesh_of_plan(plan)
+    module = autoplan.parallelize(model.module, model.args, model.kwargs, plan, mesh)
+    module(*model.args).backward()
+    with pytest.raises(UsageError, match=r"AdamW trains up\.weight and 5 more as they were before parallelize"):
+        before.step()
+    after = torch.optim.AdamW(module.parameters())
+    value = module.get_parameter("up.weight").detach().clone()
+    after.step()
+    assert not torch.equal(module.get_parameter("up.weight").to_local(), value.to_local())
+
+
+def test_what_would_be_waited_for_in_vain_is_noted(one_rank: None, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    for hooks, trains, said in (
+        ((), True, ""),
+        (("up", "norm"), True, "note: hooks of up and 1 more do not run"),
+        ((), False, "note: the module is in eval mode"),
+    ):
+        model = NET()
+        for name in hooks:
+            model.module.get_submodule(name).register_forward_hook(lambda *_: None)
+        model.module.train(trains)
+        autoplan.parallelize(model.module, model.args, model.kwargs, plan, process_jobs.mesh_of_plan(plan))
+        noted = capsys.readouterr().err
+        assert noted.count("note:") == bool(said) and said in noted

@@ -287,3 +287,12 @@ def test_safetensors_of_all_dtypes_and_of_no_elements_are_read_by_their_own_pack
         assert found[f"t{i}"].dtype == tensor.dtype and torch.equal(found[f"t{i}"], tensor)
     with open_tensors(file) as stored:
         assert stored["t1"].read((slice(1, 3),)).tolist() == [1, 2]
+
+
+def test_a_state_dict_in_memory_is_read_like_a_file() -> None:
+    torch.manual_seed(1)
+    given, ours = Net(), Net()
+    load_weights(ours, given.state_dict())
+    assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    with pytest.raises(PlanError, match=r"not in this model: layers\.\*\.bias\n  the state dict"):
+        load_weights(Net(), {**given.state_dict(), **{f"layers.{i}.bias": torch.zeros(4) for i in range(3)}})

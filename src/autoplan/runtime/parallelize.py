@@ -21,11 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from autoplan.assignment import Assignment
 from autoplan.collectives.process_group import ProcessGroupCollectives
-from autoplan.errors import PlanError, TargetError, UsageError
+from autoplan.errors import TargetError, UsageError
 from autoplan.graph import graph_digest, input_leaves
-from autoplan.placement import Mesh, local_shape
+from autoplan.placement import Mesh
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
 from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
@@ -34,6 +33,7 @@ from autoplan.runtime.held import Held
 from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.leaves import Leaves
 from autoplan.runtime.optimizers import run_fused_optimizers_locally
+from autoplan.runtime.place import notes_on, place_buffers, place_parameters
 from autoplan.runtime.prepare import STORED_DTYPE, Prepared, Template, check_model, make_template, plan_digest, prepare
 from autoplan.runtime.program import Program, build_program
 from autoplan.runtime.replay import check_replayable
@@ -70,7 +70,8 @@ def distribute(module: nn.Module, template: Template, device_mesh: DeviceMesh, d
     training = template.plan.options.mode == "train"
     prepared = prepare(template, training)
     check_agreement({"plan": plan_digest(template.plan), "graph": graph_digest(prepared.assignment.graph), "torch": torch.__version__})
-    _note(prepared.note)
+    for note in (prepared.note, *notes_on(module, trains=training)):
+        _note(note)
     local = attach(module, prepared, device_mesh, dtype)
     local.template = template
     leaves = input_leaves(template.module.forward, template.args, template.kwargs)
@@ -89,8 +90,8 @@ def attach(module: nn.Module, prepared: Prepared, device_mesh: DeviceMesh, dtype
     device = mesh_device(device_mesh)
     mesh = prepared.assignment.mesh
     signature = module.forward
-    _place_parameters(module, prepared.assignment, device_mesh, device, dtype)
-    _place_buffers(module, device)
+    place_parameters(module, prepared.assignment, device_mesh, device, dtype)
+    place_buffers(module, device)
     local = LocalForward(prepared, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, Held(module), signature)
     run_fused_optimizers_locally()
     cls = type(module)
@@ -332,35 +333,3 @@ def _overwrite(buffers: Held, new: Mapping[str, Tensor]) -> None:
     safe = {fqn: tensor.clone() if tensor.untyped_storage().data_ptr() in held else tensor for fqn, tensor in new.items()}
     for fqn, tensor in safe.items():
         buffers[fqn].copy_(tensor)
-
-
-def _place_parameters(module: nn.Module, assignment: Assignment, device_mesh: DeviceMesh, device: torch.device, dtype: torch.dtype) -> None:
-    """Replace every parameter by a DTensor parameter in its stored placement, ties kept."""
-    placed: dict[int, nn.Parameter] = {}
-    coordinate = assignment.mesh.coordinate(dist.get_rank())
-    state_of = {p.fqn: assignment.sources[p.value] for p in assignment.graph.parameters}
-    for fqn, parameter in list(module.named_parameters()):
-        state = state_of[fqn]
-        own = dtype if parameter.is_floating_point() else parameter.dtype
-        if parameter.is_meta:
-            local = torch.empty(local_shape(parameter.shape, state, assignment.mesh), dtype=own, device=device)
-        else:
-            local = local_part(parameter.detach(), state, assignment.mesh, coordinate).to(device, own, copy=True).contiguous()
-        tensor = as_dtensor(local, parameter.shape, state, device_mesh)
-        placed[id(parameter)] = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
-    for owner in module.modules():
-        owner._parameters.update({name: placed[id(p)] for name, p in owner._parameters.items() if p is not None})
-
-
-def _place_buffers(module: nn.Module, device: torch.device) -> None:
-    """Bring real buffers to the device, whole; raises PlanError that names those on meta, whose values are lost."""
-    if lost := [fqn for fqn, buffer in module.named_buffers() if buffer.is_meta]:
-        raise PlanError(
-            f"buffers without values: {', '.join(lost)} are on meta",
-            next_step="build the module with real buffers (autoplan.load.build_skeleton)",
-        )
-    placed: dict[int, Tensor] = {}
-    for owner in module.modules():
-        for name, buffer in owner._buffers.items():
-            if buffer is not None:
-                owner._buffers[name] = placed.setdefault(id(buffer), buffer.to(device))

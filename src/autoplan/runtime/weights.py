@@ -20,7 +20,7 @@ from autoplan.runtime.agreement import on_rank_0
 from autoplan.runtime.boxes import boxes_of
 from autoplan.runtime.matching import first_names, matched, whole_tensors
 from autoplan.runtime.published import as_published
-from autoplan.runtime.tensor_files import SAFETENSORS, TORCH_SUFFIXES, SafetensorsWriter, Spec, aligned, open_tensors
+from autoplan.runtime.tensor_files import SAFETENSORS, TORCH_SUFFIXES, SafetensorsWriter, Spec, Stored, aligned, open_tensors
 
 INIT_STD = 0.02  # as GPT-2 and Llama start
 
@@ -53,19 +53,22 @@ def _shard_coordinate(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def load_weights(module: nn.Module, path: str | os.PathLike[str], *, rename: Callable[[str], str | None] | None = None) -> int:
-    """Fill a module, parallel or not, from files of whole tensors; each rank reads its own parts. How many bytes this rank read.
+def load_weights(
+    module: nn.Module, weights: str | os.PathLike[str] | Mapping[str, Tensor], *, rename: Callable[[str], str | None] | None = None
+) -> int:
+    """Fill a module, parallel or not, from whole tensors; each rank reads its own parts. How many bytes this rank read.
 
-    `path` is a safetensors file, a folder of them as Hugging Face publishes models, or a state dict that `torch.save` wrote. Values
-    are cast to the dtype that they have here. What transformers would rename or put together for this class is so here. Every parameter and persistent buffer must be there and nothing else:
-    raises PlanError that lists all that differs, before anything is changed, TargetError for files that cannot be read.
-    `rename` gives the FQN of a name in the files, None for what is not to be read.
+    `weights` is a safetensors file, a folder of them as Hugging Face publishes models, a state dict that `torch.save` wrote, or one in
+    memory. Values are cast to the dtype that they have here; what transformers would rename or put together for this class is so here.
+    Every parameter and persistent buffer must be there and nothing else: raises PlanError that lists all that differs, before anything
+    is changed, TargetError for files that cannot be read. `rename` gives the FQN of a name in `weights`, None for what is not to be read.
     """
     read_bytes = 0
-    with open_tensors(path) as stored:
+    with _in_memory(weights) if isinstance(weights, Mapping) else open_tensors(weights) as stored:
         if rename is None and (published := as_published(module, stored)):
             stored = published
-        source = matched(module, {name: tensor.shape for name, tensor in stored.items()}, str(path), rename)
+        name_of_all = "the state dict" if isinstance(weights, Mapping) else str(weights)
+        source = matched(module, {name: tensor.shape for name, tensor in stored.items()}, name_of_all, rename)
         for name, tensor in whole_tensors(module).items():
             local = _local(tensor)
             for box in boxes_of(tensor):
@@ -73,6 +76,10 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], *, rename: Cal
                 local[box.local].copy_(part)
                 read_bytes += part.nbytes
     return read_bytes
+
+
+def _in_memory(tensors: Mapping[str, Tensor]) -> contextlib.nullcontext[dict[str, Stored]]:
+    return contextlib.nullcontext({name: Stored(tuple(tensor.shape), tensor.__getitem__) for name, tensor in tensors.items()})
 
 
 @torch.no_grad()
