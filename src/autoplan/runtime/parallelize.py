@@ -33,7 +33,7 @@ from autoplan.runtime.held import Held
 from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.leaves import Leaves
 from autoplan.runtime.optimizers import run_fused_optimizers_locally
-from autoplan.runtime.place import notes_on, place_buffers, place_parameters
+from autoplan.runtime.place import leave_norms_unremarked, notes_on, place_buffers, place_parameters
 from autoplan.runtime.prepare import STORED_DTYPE, Prepared, Template, check_model, make_template, plan_digest, prepare
 from autoplan.runtime.program import Program, build_program
 from autoplan.runtime.replay import check_replayable
@@ -94,6 +94,7 @@ def attach(module: nn.Module, prepared: Prepared, device_mesh: DeviceMesh, dtype
     place_buffers(module, device)
     local = LocalForward(prepared, ProcessGroupCollectives(mesh, all_groups(mesh)), device_mesh, device, Held(module), signature)
     run_fused_optimizers_locally()
+    leave_norms_unremarked()
     cls = type(module)
     module.__class__ = type(f"Parallel{cls.__name__}", (_Parallel, cls), {"__module__": cls.__module__})
     module.__dict__["_autoplan"] = local

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -70,6 +71,15 @@ def notes_on(module: nn.Module, *, trains: bool) -> Iterator[str]:
         yield f"note: hooks of {hooked[0]}{others} do not run: the plan runs the ops of parts, and calls the whole module alone"
     if trains and not module.training:
         yield "note: the module is in eval mode, as transformers' from_pretrained leaves it: no gradients until train() is called"
+
+
+def leave_norms_unremarked() -> None:
+    """Take from the log of every rank that DTensor sums a norm axis by axis, which says nothing about the plan."""
+    logging.getLogger("torch.distributed.tensor._redistribute").addFilter(_is_no_remark_on_sums)
+
+
+def _is_no_remark_on_sums(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("While redistributing from")
 
 
 @cache

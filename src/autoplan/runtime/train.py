@@ -197,6 +197,7 @@ def run(options: argparse.Namespace, launch: Launch) -> None:
     if compiled:
         local_forward(module).compile(whole=options.whole, cuda_graphs=options.cuda_graphs)
         functions = local_forward(module).program.functions
+        _say(f"compiling {sum(function.is_compiled for function in functions)} functions in the first step")
         if eager := sum(not function.is_compiled for function in functions):
             _say(
                 f"note: {eager} of {len(functions)} functions stay eager: their ops draw random numbers as different shards, by one generator"
