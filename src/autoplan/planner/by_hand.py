@@ -65,17 +65,20 @@ def _data(layout: Layout, candidates: Candidates, prices: Prices, limit_bytes: i
 
 
 def _predicted(terms: Terms, limit_bytes: int) -> ByHandLine:
-    """The fastest of what a layout leaves, for the device or, where a step then waits for the host, for that."""
+    """The fastest of what a layout leaves, for the device or, where a step then waits for the host or does not fit, for the host."""
     ahead = terms.ahead({}) if terms.prices.hides else terms
     choice = _fastest(ahead, limit_bytes)
     if choice is None:
         return ByHandLine(none="parameters cannot be used as they are stored")
-    best = _prediction(terms, choice, limit_bytes)
-    if best is not None and best.host_s and (choice_of_host := _fastest(ahead.hosted(HOST), limit_bytes)) is not None:
-        found = (best, _prediction(terms, choice_of_host, limit_bytes))
-        best = min((one for one in found if one is not None), key=lambda one: one.step_s)
-    if best is None:
+    found = [_prediction(terms, choice, limit_bytes)]
+    if found[0] is None or found[0].host_s:
+        other = _fastest(ahead.hosted(HOST), limit_bytes)
+        assert other is not None, "what is possible does not depend on what it costs"
+        found.append(_prediction(terms, other, limit_bytes))
+    fitting = [one for one in found if one is not None]
+    if not fitting:
         return ByHandLine(none=_too_large(terms, choice, limit_bytes))
+    best = min(fitting, key=lambda one: one.step_s)
     return ByHandLine(1e3 * best.step_s, best.memory.peak / GIB)
 
 

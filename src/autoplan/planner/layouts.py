@@ -10,7 +10,7 @@
 *The batch* is dim 0 of the first input that has one, and of every other input of the same size there: labels are, and masks by sample; tables of
 positions and scalars are not, and stay whole. (A model that takes the sequence first has it as its batch here.)
 
-Where the batch is split, every op does on these axes as it does in data parallelism, which is solved first.
+Where the batch is split, every op does on these axes as it does in data parallelism: it reads values as they come from the ops before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from math import prod
 from autoplan.assignment.names import block_of
 from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Value
-from autoplan.placement import Mesh, Placements, R, S, Shard, forward_of
+from autoplan.placement import Mesh, P, Placement, Placements, R, S, Shard, forward_of
 from autoplan.planner.candidates import Candidates
 from autoplan.rules.row import Strategy
 
@@ -73,7 +73,39 @@ def data_parallel(layout: Layout, candidates: Candidates) -> Candidates:
         is_whole = all(strategy.rows[axis].is_replicated and not strategy.partial[axis] for axis in others)
         return is_alike and is_whole and all(placement == R for _, use in _uses(candidates, c, strategy) for placement in use)
 
-    return _restricted(layout, candidates, keeps)
+    left = _restricted(layout, candidates, keeps)
+    return replace(left, strategies=_as_they_come(left, layout.batch[0]))
+
+
+def _as_they_come(candidates: Candidates, axis: int) -> tuple[tuple[Strategy, ...], ...]:
+    """Of each node class the strategies that read values as they come on an axis, partial sums added up where they must be; else whole.
+
+    Were it only about time, small models would gather the batch and compute all of it everywhere.
+    """
+    graph, classes = candidates.graph, candidates.classes
+    come: dict[int, Placement] = dict.fromkeys(candidates.sources, R)
+    come |= {classes.value_class[value]: candidates.sources[classes.value_class[value]][0][axis] for value in graph.inputs}
+    left = []
+    for c, strategies in enumerate(candidates.strategies):
+        node = graph.nodes[classes.node_members[c][0]]
+        states = [come[classes.value_class[value]] for value in node.inputs]
+        whole = [strategy for strategy in strategies if strategy.rows[axis].is_replicated]
+        kept = _reading(strategies, axis, states) or _reading(strategies, axis, [R if state == P else state for state in states]) or whole
+        like = next((strategy for strategy in kept if strategy in whole), kept[0])
+        made = [state[axis] for state in map(forward_of, like.makes)]
+        left.append(tuple(strategy for strategy in kept if [state[axis] for state in map(forward_of, strategy.makes)] == made))
+        come |= {classes.value_class[value]: state for value, state in zip(node.outputs, made, strict=True)}
+    return tuple(left)
+
+
+def _reading(strategies: Sequence[Strategy], axis: int, states: Sequence[Placement]) -> list[Strategy]:
+    """Those that read their operands in these states on an axis."""
+
+    def reads(strategy: Strategy) -> bool:
+        needs = zip(strategy.needs, states, strict=True)
+        return all(need is None or forward_of(need)[axis] == state for need, state in needs)
+
+    return [strategy for strategy in strategies if reads(strategy)]
 
 
 def tensor_parallel(layout: Layout, candidates: Candidates, data: Data | None) -> Candidates:
