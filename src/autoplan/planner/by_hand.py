@@ -110,9 +110,10 @@ def _fitting(terms: Terms, choice: Choice, limit_bytes: int) -> Built | None:
     def fits(count: int) -> bool:
         return is_feasible(built(count).problem, choice)
 
-    counts = range(len(segments) + 1)
-    count = 0 if fits(0) else bisect_left(counts, True, lo=1, key=fits)
-    return built(count) if count in counts else None
+    most = len(segments)
+    if fits(0):
+        return built(0)
+    return built(bisect_left(range(most), True, lo=1, key=fits)) if most and fits(most) else None
 
 
 def _too_large(terms: Terms, choice: Choice, limit_bytes: int) -> str:
