@@ -171,6 +171,25 @@ def test_the_batch_is_the_first_dim_of_the_first_input_that_has_one_and_of_those
     assert data_parallel(ddp, candidates).sources[table] == ((R, R),)
 
 
+class Masked(nn.Module):
+    """A mask that is made in forward, of no input, for every sample its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(4, 6, 8).cumsum(1)
+        return (x * mask).square().mean()
+
+
+def test_what_is_whole_is_cut_for_what_is_split() -> None:
+    asked = request("2x2")
+    candidates, _ = pinned(
+        capture_for(Masked(), (torch.zeros(4, 6, 8, requires_grad=True),), {}, replace(asked.options, mode="infer")), asked
+    )
+    left = data_parallel(layouts_of(asked.mesh)[0], candidates)
+    addresses = [candidates.graph.nodes[node].address for node in candidates.classes.node_representatives]
+    rows = {address: {str(strategy.rows[0]) for strategy in found} for address, found in zip(addresses, left.strategies, strict=True)}
+    assert rows["/mul"] == {"S(0) S(0) -> S(0)"} and rows["/cumsum"] == {"R -> R"}
+
+
 def test_a_mesh_has_the_layouts_that_one_writes_for_it() -> None:
     assert [layout.name for layout in layouts_of(parse_mesh("8"))] == ["ddp", "fsdp", "tp"]
     assert [layout.name for layout in layouts_of(parse_mesh("2x1x4"))] == ["ddp", "fsdp", "fsdp+tp"]

@@ -22,7 +22,7 @@ from math import prod
 from autoplan.assignment.names import block_of
 from autoplan.graph.blocks import find_blocks, foldable_prefixes
 from autoplan.graph.ir import Graph, Value
-from autoplan.placement import Mesh, P, Placement, Placements, R, S, Shard, forward_of
+from autoplan.placement import Mesh, Placement, Placements, R, S, Shard, forward_of
 from autoplan.planner.candidates import Candidates
 from autoplan.rules.row import Strategy
 
@@ -78,7 +78,8 @@ def data_parallel(layout: Layout, candidates: Candidates) -> Candidates:
 
 
 def _as_they_come(candidates: Candidates, axis: int) -> tuple[tuple[Strategy, ...], ...]:
-    """Of each node class the strategies that read values as they come on an axis, partial sums added up where they must be; else whole.
+    """Of each node class the strategies that read values as they come on an axis; else those that so read what is split, cutting what is whole
+    (masks of positions) and adding up partial sums; else whole.
 
     Were it only about time, small models would gather the batch and compute all of it everywhere.
     """
@@ -90,7 +91,9 @@ def _as_they_come(candidates: Candidates, axis: int) -> tuple[tuple[Strategy, ..
         node = graph.nodes[classes.node_members[c][0]]
         states = [come[classes.value_class[value]] for value in node.inputs]
         whole = [strategy for strategy in strategies if strategy.rows[axis].is_replicated]
-        kept = _reading(strategies, axis, states) or _reading(strategies, axis, [R if state == P else state for state in states]) or whole
+        kept = (
+            _reading(strategies, axis, states) or _reading(strategies, axis, [s if isinstance(s, Shard) else None for s in states]) or whole
+        )
         like = next((strategy for strategy in kept if strategy in whole), kept[0])
         made = [state[axis] for state in map(forward_of, like.makes)]
         left.append(tuple(strategy for strategy in kept if [state[axis] for state in map(forward_of, strategy.makes)] == made))
@@ -98,12 +101,12 @@ def _as_they_come(candidates: Candidates, axis: int) -> tuple[tuple[Strategy, ..
     return tuple(left)
 
 
-def _reading(strategies: Sequence[Strategy], axis: int, states: Sequence[Placement]) -> list[Strategy]:
-    """Those that read their operands in these states on an axis."""
+def _reading(strategies: Sequence[Strategy], axis: int, states: Sequence[Placement | None]) -> list[Strategy]:
+    """Those that read their operands in these states on an axis, None being any."""
 
     def reads(strategy: Strategy) -> bool:
         needs = zip(strategy.needs, states, strict=True)
-        return all(need is None or forward_of(need)[axis] == state for need, state in needs)
+        return all(need is None or state is None or forward_of(need)[axis] == state for need, state in needs)
 
     return [strategy for strategy in strategies if reads(strategy)]
 
