@@ -45,11 +45,24 @@ def test_json_is_one_object_with_what_the_contract_names(run: Run) -> None:
     said = json.loads(ended.out)
     assert said["status"] == "optimal" and said["gap"] == 0
     assert said["step_ms"] > 0 and said["peak_gib"] > 0 and said["nodes"] > 0 and said["variables"] > 0 and said["fallbacks"] == []
-    assert {"load", "capture", "rules", "problem", "solve", "total"} <= set(said["seconds"])
+    assert {"load", "capture", "rules", "problem", "solve", "compare", "total"} <= set(said["seconds"])
+    assert list(said["by_hand"]) == ["ddp", "fsdp", "fsdp+tp"] and said["by_hand"]["ddp"]["step_ms"] >= said["step_ms"]
     assert said["seconds"]["total"] >= said["seconds"]["solve"]
     assert load_plan("plan.yaml").solver.status == "optimal" and "plan" not in said
     whole = json.loads(run("plan", "model.py", *ON_FOUR, "--json").out)
     assert whole["plan"]["autoplan"] == 1
+
+
+@pytest.mark.usefixtures("model")
+def test_a_plan_stands_beside_layouts_by_hand_and_keeps_them(run: Run) -> None:
+    ended = run("plan", "model.py", *ON_FOUR, "-o", "plan.yaml")
+    beside = [line.split()[0] for line in ended.err.partition("beside layouts by hand")[2].splitlines()[1:5]]
+    assert beside == ["this", "ddp", "fsdp", "fsdp+tp"]
+    assert run("show", "plan.yaml").out in ended.err + "\n"
+    assert (
+        json.loads(run("show", "plan.yaml", "--json").out)["by_hand"]
+        == json.loads(run("plan", "model.py", *ON_FOUR, "--json").out)["by_hand"]
+    )
 
 
 @pytest.mark.usefixtures("model")

@@ -25,6 +25,7 @@ def test_a_plan_is_valid_for_its_own_model(run: Run, plan: Path) -> None:
 def test_another_profile_gives_other_predictions(run: Run, plan: Path) -> None:
     ended = run("validate", plan, "--hardware", "h100-sxm")
     assert ended.code == 0 and re.search(r"^step_ms .*%$", ended.out, re.MULTILINE), ended.out
+    assert "layouts by hand (by_hand) are not predicted anew" in ended.err and "not predicted anew" not in run("validate", plan).err
 
 
 def edit(plan: Path, pattern: str, new: str) -> int:

@@ -7,6 +7,7 @@ import pytest
 from autoplan.placement import Mesh, P, R, S
 from autoplan.plan import (
     BufferLine,
+    ByHandLine,
     Collective,
     CommunicationMs,
     FallbackLine,
@@ -67,6 +68,11 @@ def plan() -> Plan:
         recompute={"layers.*": RecomputeLine(8, 32, "full")},
         fallbacks=(FallbackLine("layers.*/cumsum", "aten.cumsum", 32, 1.5),),
         predicted=Predicted(412.4, 350.0, 20.0, 6.04, 0.0, CommunicationMs(36.0, 84.4), MemoryGib(49.04, 2.0, 2.0, 8.0, 31.04, 2.0, 4.0)),
+        by_hand={
+            "ddp": ByHandLine(none="needs 151.2 GiB with everything recomputed"),
+            "fsdp": ByHandLine(430.4, 55.04),
+            "fsdp+tp": ByHandLine(520.0, 49.04),
+        },
         solver=SolverInfo("optimal", 0.0, True, 0.000123),
     )
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from autoplan.placement import Mesh, R, S
-from autoplan.plan import Change, HardwareInfo, ParamLine, Predicted, PredictionChange, RecomputeLine, diff_plans, format_diff
+from autoplan.plan import ByHandLine, Change, HardwareInfo, ParamLine, Predicted, PredictionChange, RecomputeLine, diff_plans, format_diff
 
 
 def changed(plan, **sections):
@@ -103,6 +103,28 @@ def test_predictions_are_compared_as_the_files_round_them(plan):
     assert diff.predictions == (PredictionChange("compute_ms", 350, 175), PredictionChange("host_ms", 0, 3))
     assert [change.relative for change in diff.predictions] == [-0.5, None]
     assert not diff.changes and not diff.same
+
+
+def test_layouts_by_hand_are_predictions(plan):
+    by_hand = {"ddp": ByHandLine(600.0, 119.0), "fsdp": ByHandLine(473.0, 55.0)}
+    diff = diff_plans(plan, changed(plan, by_hand=by_hand))
+    assert not diff.changes
+    assert diff.predictions == (
+        PredictionChange("by hand ddp none", "needs 151.2 GiB with everything recomputed", None),
+        PredictionChange("by hand ddp step_ms", None, 600),
+        PredictionChange("by hand ddp peak_gib", None, 119.0),
+        PredictionChange("by hand fsdp step_ms", 430, 473),
+        PredictionChange("by hand fsdp+tp step_ms", 520, None),
+        PredictionChange("by hand fsdp+tp peak_gib", 49.0, None),
+    )
+    assert [change.relative for change in diff.predictions] == [None, None, None, 0.1, None, None]
+    assert "  by hand ddp step_ms               -        600\n" in format_diff(diff)
+    assert "  by hand fsdp step_ms            430        473     +10.0%\n" in format_diff(diff)
+
+
+def test_a_plan_from_before_there_were_layouts_by_hand_does_not_differ_for_lack_of_them(plan):
+    older = changed(plan, by_hand={})
+    assert diff_plans(older, plan).same and diff_plans(plan, older).same
 
 
 def test_a_pattern_too_wide_to_expand_is_compared_as_it_stands(plan):

@@ -13,6 +13,7 @@ from autoplan.errors import PlanError
 from autoplan.placement import Mesh, P, R, S, fits
 from autoplan.plan import (
     BufferLine,
+    ByHandLine,
     Collective,
     CommunicationMs,
     FallbackLine,
@@ -37,7 +38,7 @@ from autoplan.plan import (
     plan_to_json,
     write_plan,
 )
-from autoplan.plan.schema import COLLECTIVE_KINDS, OPTIMIZERS, PRECISIONS
+from autoplan.plan.schema import COLLECTIVE_KINDS, LAYOUTS, OPTIMIZERS, PRECISIONS
 
 
 def test_the_dumped_plan_is_the_golden_file(plan, text):
@@ -46,7 +47,8 @@ def test_the_dumped_plan_is_the_golden_file(plan, text):
 
 def test_the_golden_file_loads_as_the_plan_but_for_rounding(plan, golden_path):
     rounded = Predicted(412.0, 350.0, 20.0, 6.04, 0.0, CommunicationMs(36.0, 84.4), MemoryGib(49.0, 2.0, 2.0, 8.0, 31.0, 2.0, 4.0))
-    assert load_plan(golden_path) == dataclasses.replace(plan, predicted=rounded)
+    by_hand = {**plan.by_hand, "fsdp": ByHandLine(430.0, 55.0), "fsdp+tp": ByHandLine(520.0, 49.0)}
+    assert load_plan(golden_path) == dataclasses.replace(plan, predicted=rounded, by_hand=by_hand)
 
 
 def test_the_example_of_the_format_loads_and_says_the_same_when_dumped():
@@ -74,6 +76,11 @@ def test_eager_steps_need_no_word_and_compiled_ones_have_one(plan, text):
     compiled = dataclasses.replace(plan, options=dataclasses.replace(plan.options, compile=True))
     assert "compile" not in text and "memory_gib: 120, compile: true}" in dump_plan(compiled)
     assert parse_plan(dump_plan(compiled)).options.compile and not parse_plan(text).options.compile
+
+
+def test_layouts_by_hand_are_left_out_where_there_are_none(plan):
+    text = dump_plan(dataclasses.replace(plan, by_hand={}))
+    assert "by_hand" not in text and parse_plan(text).by_hand == {}
 
 
 def test_writing_replaces_the_whole_file_and_leaves_nothing_beside_it(plan, text, tmp_path):
@@ -105,6 +112,7 @@ NAMED = TEXTS.filter(bool)
 INDEXES = st.integers(0, 30)
 AMOUNTS = st.floats(0, 1e9, allow_subnormal=False).map(lambda value: float(f"{value:.3g}"))
 PREDICTIONS = st.builds(Predicted, *[AMOUNTS] * 5, st.builds(CommunicationMs, AMOUNTS, AMOUNTS), st.builds(MemoryGib, *[AMOUNTS] * 7))
+BY_HAND = st.builds(ByHandLine, AMOUNTS, AMOUNTS) | st.builds(ByHandLine, none=NAMED)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
 RAW = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6)
 PATHS = st.sampled_from(["norm", "layers.*.attn", "layers.{1-30}.mlp.0", "layers.12", "0", "on", "h.*.a.{2-4}", "a-b.ü c", "*.w"])
@@ -202,6 +210,7 @@ def plans(draw):
         recompute=section(PATHS, recompute),
         fallbacks=tuple(fallback() for _ in range(draw(st.integers(0, 2)))),
         predicted=draw(PREDICTIONS),
+        by_hand={name: draw(BY_HAND) for name in LAYOUTS if draw(st.booleans())},
         solver=SolverInfo(draw(NAMED), draw(st.none() | AMOUNTS), draw(st.booleans()), draw(st.none() | AMOUNTS)),
     )
 

@@ -186,6 +186,31 @@ CASES = {
         "blocks: 33",
         "layers.*: blocks 33 is more than of 32\n  plan.yaml:33; blocks counts those of the class that recompute",
     ),
+    "a layout by hand that nobody knows": (
+        "  fsdp+tp: {step_ms",
+        "  fsdp+pp: {step_ms",
+        "by_hand: unknown key 'fsdp+pp'\n  plan.yaml:47; did you mean fsdp+tp?",
+    ),
+    "a layout by hand without its memory": (
+        "{step_ms: 520, peak_gib: 49.0}",
+        "{step_ms: 520}",
+        "by_hand fsdp+tp: peak_gib is missing\n  plan.yaml:47",
+    ),
+    "a layout by hand that is none and yet takes time": (
+        "ddp:     {none:",
+        "ddp:     {step_ms: 400, none:",
+        "by_hand ddp: unknown key 'step_ms'\n  plan.yaml:45; the keys here are none",
+    ),
+    "a layout by hand in words": (
+        "fsdp:    {step_ms: 430, peak_gib: 55.0}",
+        "fsdp:    fast",
+        "by_hand fsdp: 'fast' is not a mapping\n  plan.yaml:46",
+    ),
+    "a negative time of a layout by hand": (
+        "step_ms: 430",
+        "step_ms: -430",
+        "by_hand fsdp step_ms: -430 is not a finite number of at least 0\n  plan.yaml:46",
+    ),
     "another format": (
         "autoplan: 1",
         "autoplan: 2",
@@ -247,7 +272,7 @@ def test_a_syntax_error_names_its_line(text):
 
 def test_all_problems_are_in_one_error(text):
     broken = edited(edited(edited(text, "y: 4", "y: 3"), "adamw", "adam"), "folded: true", "folded: 1")
-    assert re.findall(r"plan.yaml:\d+", message(broken)) == [f"plan.yaml:{line}" for line in (5, 14, 17, 44)]
+    assert re.findall(r"plan.yaml:\d+", message(broken)) == [f"plan.yaml:{line}" for line in (5, 14, 17, 48)]
 
 
 def test_endless_problems_are_cut_off(text):
@@ -340,7 +365,8 @@ def test_where_a_plan_was_read_is_no_part_of_what_it_says(text):
 
 def test_sections_that_can_be_empty_can_be_left_out(text):
     head, rest = text.split("buffers:\n")
-    tail = "predicted:\n" + rest.split("predicted:\n")[1]
+    predicted = rest.split("predicted:\n")[1]
+    tail = "predicted:\n" + predicted.split("by_hand:")[0] + "solver:" + predicted.split("solver:")[1]
     plan = parse_plan(head.replace("pins:\n  - {param: layers.*.attn.wq.weight, use: [R, S(0)]}\n", "") + tail)
     assert plan.pins == plan.fallbacks == ()
-    assert plan.buffers == plan.ops == plan.reshard == plan.gather == plan.recompute == {}
+    assert plan.buffers == plan.ops == plan.reshard == plan.gather == plan.recompute == plan.by_hand == {}

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from autoplan.plan import Collective, OpLine, Predicted, collective_counts, format_summary
+from autoplan.plan import ByHandLine, Collective, OpLine, Predicted, collective_counts, format_summary
 
 
 def test_collectives_are_counted_with_the_counts_of_their_lines(plan):
@@ -43,7 +43,18 @@ def test_the_summary_says_that_steps_are_compiled(plan):
 
 
 def test_a_plan_that_predicts_nothing_has_no_bars(plan):
-    assert "█" not in format_summary(dataclasses.replace(plan, predicted=Predicted()))
+    assert "█" not in format_summary(dataclasses.replace(plan, predicted=Predicted(), by_hand={}))
+
+
+def test_a_plan_from_before_there_were_layouts_by_hand_is_shown_as_it_was_then(plan):
+    header, table, rest = SUMMARY.partition("beside layouts by hand")
+    assert format_summary(dataclasses.replace(plan, by_hand={})) == header + (table + rest).split("\n\n", 1)[1]
+
+
+def test_layouts_none_of_which_can_be_had_are_shown_with_their_reasons(plan):
+    none = {name: ByHandLine(none="batch 8 does not divide over 32 devices") for name in ("ddp", "fsdp", "fsdp+tp")}
+    shown = format_summary(dataclasses.replace(plan, by_hand=none))
+    assert shown.count("-  batch 8 does not divide over 32 devices\n") == 3
 
 
 def test_reading_a_plan_needs_no_torch(golden_path):
@@ -77,6 +88,12 @@ memory 49.0 GiB per device at its peak
   activations     31.0  ███████████████▏
   gathered         2.0  █
   transient        4.0  ██
+
+beside layouts by hand  step ms  peak GiB
+  this plan                 412      49.0  ███████████████████
+  ddp                         -         -  needs 151.2 GiB with everything recomputed
+  fsdp                      430      55.0  ███████████████████▉
+  fsdp+tp                   520      49.0  ████████████████████████
 
 collectives per step
   all-gather x           65

@@ -74,6 +74,7 @@ def report(planned: Planned, seconds: Mapping[str, float], *, whole: bool) -> di
         "nodes": planned.nodes,
         "variables": planned.variables,
         "fallbacks": said["fallbacks"],
+        "by_hand": said.get("by_hand", {}),
         "parameters": plan.model.parameters,
         "mesh": said["mesh"],
         "hardware": plan.hardware.profile,

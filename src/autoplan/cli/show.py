@@ -1,4 +1,4 @@
-"""`autoplan show`: what a plan decides and what it costs."""
+"""`autoplan show`: what a plan decides and what it costs, beside layouts that one writes by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autoplan.plan import collective_counts, format_summary, load_plan, plan_to_
 @json_option
 @reported
 def show(plan_file: Path, as_json: bool) -> None:
-    """Show what a plan decides and what it costs."""
+    """Show what a plan decides and what it costs, beside layouts that one writes by hand."""
     plan = load_plan(plan_file)
     if as_json:
         put_json({**plan_to_json(plan), "collectives": collective_counts(plan)})

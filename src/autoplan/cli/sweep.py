@@ -41,7 +41,7 @@ def sweep(target: str, settings: tuple[str, ...], devices: int, axes: int, out: 
     """Plan for every mesh of N devices, and rank them: the fastest first, of equally fast ones that with the fewest axes."""
     order = ordered(target, settings, out, **flags)
     start = perf_counter()
-    tries = ranked(plans_of_meshes(order, devices, axes))
+    tries = ranked(plans_of_meshes(order, devices, axes, compare=out is not None))
     best = tries[0].plan
     if best is None:
         raise _first_error(tries)
@@ -87,8 +87,11 @@ class Try:
         }
 
 
-def plans_of_meshes(order: Order, devices: int, axes: int) -> list[Try]:
-    """Every mesh with its plan; the model is captured once. Ctrl-C ends with those that have been planned."""
+def plans_of_meshes(order: Order, devices: int, axes: int, *, compare: bool) -> list[Try]:
+    """Every mesh with its plan, which may `compare` itself with layouts by hand; the model is captured once.
+
+    Ctrl-C ends with those that have been planned.
+    """
     if order.request.pins:
         raise TargetError(
             "pins speak of the axes of one mesh", where=order.source("pins"), next_step="plan with them: autoplan plan --mesh ..."
@@ -108,7 +111,7 @@ def plans_of_meshes(order: Order, devices: int, axes: int) -> list[Try]:
         for mesh in mesh_shapes(devices, loaded.hardware.gpus_per_node, axes):
             stages.stage(shape_text(mesh.shape))
             try:
-                tried, interrupted = _try(loaded, loaded.request(mesh, options, ()), graph, stages)
+                tried, interrupted = _try(loaded, loaded.request(mesh, options, ()), graph, stages, compare)
             except KeyboardInterrupt:
                 if not found:
                     raise
@@ -119,14 +122,15 @@ def plans_of_meshes(order: Order, devices: int, axes: int) -> list[Try]:
     return found
 
 
-def _try(loaded: Loaded, request: PlanRequest, graph: Graph, stages: Stages) -> tuple[Try, bool]:
+def _try(loaded: Loaded, request: PlanRequest, graph: Graph, stages: Stages, compare: bool) -> tuple[Try, bool]:
     """One mesh, and whether the user cut its planning short."""
     from autoplan.planner.pipeline import plan_module
     from autoplan.planner.shapes import shape_text
 
     mesh, built, start = shape_text(request.mesh.shape), loaded.built, perf_counter()
     try:
-        planned = plan_module(built.module, built.args, built.kwargs, request, _Found(stages), graph=graph, advise=False)
+        found = _Found(stages)
+        planned = plan_module(built.module, built.args, built.kwargs, request, found, graph=graph, advise=False, compare=compare)
     except (NoPlanFits, OutOfTime) as error:
         return Try(mesh, None, error, perf_counter() - start), False
     step_ms, gap = planned.plan.predicted.step_ms, planned.plan.solver.gap

@@ -83,6 +83,8 @@ def notes(plan: Plan, now: Plan, hardware: Hardware, *, chosen: bool) -> Iterato
     limit_gib = plan.options.memory_gib or hardware.memory_bytes / 2**30
     if now.predicted.memory_gib.peak > limit_gib:
         yield f"the peak of {now.predicted.memory_gib.peak:.3g} GiB is above the limit of {limit_gib:.3g}"
+    if plan.by_hand and hardware.digest != plan.hardware.digest:
+        yield "layouts by hand (by_hand) are not predicted anew: the plan has them as they were; plan again to compare"
 
 
 def table(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from autoplan.plan.patterns import Fold, Pattern, collapse, expand, natural_key,
 from autoplan.plan.plain import plan_to_json
 from autoplan.plan.schema import (
     BufferLine,
+    ByHandLine,
     Collective,
     CommunicationMs,
     FallbackLine,
@@ -30,7 +31,7 @@ from autoplan.plan.schema import (
 from autoplan.plan.summary import collective_counts, format_summary
 
 __all__ = [
-    "BufferLine", "Change", "Collective", "CommunicationMs", "FallbackLine", "Fold", "GatherLine", "HardwareInfo",
+    "BufferLine", "ByHandLine", "Change", "Collective", "CommunicationMs", "FallbackLine", "Fold", "GatherLine", "HardwareInfo",
     "InputLine", "MemoryGib", "ModelInfo", "OpLine", "Options", "OutputLine", "ParamLine", "Pattern", "Plan",
     "PlanDiff", "Predicted", "PredictionChange", "Provenance", "RecomputeLine", "ReshardEntry", "SolverInfo", "collapse",
     "collective_counts", "diff_plans", "dump_plan", "expand", "format_diff", "format_summary", "load_plan",

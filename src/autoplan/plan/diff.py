@@ -32,16 +32,17 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class PredictionChange:
-    """One prediction that differs; `relative` to the old value, None where that is 0."""
+    """One prediction that differs, None on the side that lacks it: numbers, or in words why there is none."""
 
     name: str
-    old: float
-    new: float
+    old: float | str | None
+    new: float | str | None
 
     @property
     def relative(self) -> float | None:
-        """The change as a fraction of the old value."""
-        return (self.new - self.old) / self.old if self.old else None
+        """The change as a fraction of the old value, None where that is 0 or one of them is no number."""
+        old, new = self.old, self.new
+        return None if isinstance(old, str | None) or isinstance(new, str | None) or not old else (new - old) / old
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,10 @@ class PlanDiff:
 def diff_plans(old: Plan, new: Plan) -> PlanDiff:
     """The differences from `old` to `new`, in the order of the file."""
     a, b = plan_to_json(old), plan_to_json(new)
-    return PlanDiff(tuple(_changes(a, b)), tuple(_prediction_changes(a["predicted"], b["predicted"])))
+    predictions = [*_prediction_changes(a["predicted"], b["predicted"])]
+    if "by_hand" in a and "by_hand" in b:  # older plans predict nothing of layouts by hand
+        predictions += _prediction_changes(a["by_hand"], b["by_hand"], "by hand ")
+    return PlanDiff(tuple(_changes(a, b)), tuple(predictions))
 
 
 def format_diff(diff: PlanDiff) -> str:
@@ -144,11 +148,12 @@ def _prefixes(patterns: Iterable[str]) -> set[str]:
 
 
 def _prediction_changes(a: Mapping[str, Plain], b: Mapping[str, Plain], above: str = "") -> Iterator[PredictionChange]:
-    for name, old in a.items():
-        if isinstance(old, dict):
-            yield from _prediction_changes(old, b[name], f"{above}{name} ")
-        elif old != b[name]:
-            yield PredictionChange(f"{above}{name}", old, b[name])
+    for name in dict.fromkeys((*a, *b)):
+        old, new = a.get(name), b.get(name)
+        if isinstance(old, dict) or isinstance(new, dict):
+            yield from _prediction_changes(old or {}, new or {}, f"{above}{name} ")
+        elif old != new:
+            yield PredictionChange(f"{above}{name}", old, new)
 
 
 def _changed_lines(changes: Iterable[Change]) -> Iterator[str]:
@@ -178,7 +183,8 @@ def _prediction_table(predictions: tuple[PredictionChange, ...]) -> Iterator[str
     yield f"{'predicted':<{width + 2}}  {'old':>9}  {'new':>9}  {'change':>9}"
     for p in predictions:
         change = "" if p.relative is None else f"{p.relative:+.1%}"
-        yield f"  {p.name:<{width}}  {flow(p.old):>9}  {flow(p.new):>9}  {change:>9}".rstrip()
+        old, new = ("-" if value is None else flow(value) for value in (p.old, p.new))
+        yield f"  {p.name:<{width}}  {old:>9}  {new:>9}  {change:>9}".rstrip()
 
 
 def _union(a: Iterable[str], b: Iterable[str]) -> list[str]:

@@ -22,12 +22,13 @@ _COMMENTS = {
     "recompute": "the first copies of a block",
     "step_ms": "= the next five",
     "memory_gib": "per device, at the moment of the peak",
+    "by_hand": "layouts that one writes by hand, predicted alike",
 }
 _HEAD = ("model", "mesh", "hardware", "options")
 _ONE_LINE = ("autoplan", "solver")
 
 _PLAIN_IN_FLOW = re.compile(r"[A-Za-z][\w.*/#()-]*(?: [A-Za-z][\w.*/#()-]*)*", re.ASCII)
-_PLAIN_AS_KEY = re.compile(r"[A-Za-z][\w.*/#()\[\]{}-]*", re.ASCII)
+_PLAIN_AS_KEY = re.compile(r"[A-Za-z][\w.*/#()\[\]{}+-]*", re.ASCII)
 _NOT_TEXT = {"null", "true", "false", "yes", "no", "on", "off"}  # YAML 1.1 and 1.2 read these as something else
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
 

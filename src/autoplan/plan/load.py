@@ -17,10 +17,12 @@ from autoplan.plan.patterns import parse_pattern
 from autoplan.plan.schema import (
     FORMAT,
     GATHER_GROUPS,
+    LAYOUTS,
     MODES,
     OPTIMIZERS,
     PRECISIONS,
     BufferLine,
+    ByHandLine,
     CommunicationMs,
     FallbackLine,
     GatherLine,
@@ -44,7 +46,7 @@ from autoplan.plan.schema import (
 Line = TypeVar("Line")
 
 _REQUIRED = ("autoplan", "model", "mesh", "hardware", "options", "inputs", "outputs", "params", "predicted", "solver")
-_OPTIONAL = ("pins", "buffers", "ops", "reshard", "gather", "recompute", "fallbacks")
+_OPTIONAL = ("pins", "buffers", "ops", "reshard", "gather", "recompute", "fallbacks", "by_hand")
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -111,6 +113,7 @@ def _plan(root: Cursor) -> Plan:
         recompute=_section(at["recompute"], _recompute),
         fallbacks=tuple(_fallback(item) for item in at["fallbacks"].items()),
         predicted=_predicted(at["predicted"]),
+        by_hand={name: _by_hand(line) for name, line in at["by_hand"].record((), LAYOUTS).items() if line.given},
         solver=_solver(at["solver"]),
         provenance=Provenance(root.report.source, dict(_lines(root.node))),
     )
@@ -274,6 +277,13 @@ def _numbers(at: Cursor, kind: Any) -> Any:
     """A dataclass whose fields are all numbers."""
     get = at.record(tuple(field.name for field in fields(kind)))
     return kind(**{name: cursor.number() for name, cursor in get.items()})
+
+
+def _by_hand(at: Cursor) -> ByHandLine:
+    if at.is_mapping and "none" in at.entries():
+        return ByHandLine(none=at.record(("none",))["none"].text())
+    get = at.record(("step_ms", "peak_gib"))
+    return ByHandLine(get["step_ms"].number(), get["peak_gib"].number())
 
 
 def _solver(at: Cursor) -> SolverInfo:

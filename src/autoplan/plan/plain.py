@@ -13,6 +13,7 @@ from autoplan.plan.patterns import natural_key
 from autoplan.plan.schema import (
     FORMAT,
     BufferLine,
+    ByHandLine,
     Collective,
     FallbackLine,
     GatherLine,
@@ -34,7 +35,18 @@ from autoplan.plan.schema import (
 Plain = Any
 """None, bool, int, float, str, or lists and string-keyed dicts of these."""
 
-Line = InputLine | OutputLine | ParamLine | BufferLine | OpLine | GatherLine | RecomputeLine | FallbackLine | tuple[ReshardEntry, ...]
+Line = (
+    InputLine
+    | OutputLine
+    | ParamLine
+    | BufferLine
+    | OpLine
+    | GatherLine
+    | RecomputeLine
+    | FallbackLine
+    | ByHandLine
+    | tuple[ReshardEntry, ...]
+)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Plain]:
@@ -56,6 +68,7 @@ def plan_to_json(plan: Plan) -> dict[str, Plain]:
         "recompute": _section(plan.recompute, natural=True),
         "fallbacks": [line_to_json(line) for line in plan.fallbacks],
         "predicted": predicted_to_json(plan.predicted),
+        **_given(by_hand=_section(plan.by_hand) or None),
         "solver": _solver(plan.solver),
     }
 
@@ -81,6 +94,13 @@ def line_to_json(line: Line) -> Plain:
             return {"blocks": line.blocks, "of": line.of, "policy": line.policy}
         case FallbackLine():
             return {"address": line.address, "op": line.op, "count": line.count, "added_ms": _ms(line.added_ms)}
+        case ByHandLine():
+            step_ms, peak_gib = line.step_ms, line.peak_gib
+            return _given(
+                step_ms=None if step_ms is None else _ms(step_ms),
+                peak_gib=None if peak_gib is None else round_significant(peak_gib),
+                none=line.none,
+            )
         case tuple():
             entries = [_reshard_entry(entry) for entry in line]
             return entries[0] if len(entries) == 1 else entries

@@ -18,6 +18,7 @@ OPTIMIZERS = ("adamw", "sgd", "none")
 PRECISIONS = ("fp32", "bf16", "bf16-master")
 COLLECTIVE_KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
 GATHER_GROUPS = ("block", "parameter")
+LAYOUTS = ("ddp", "fsdp", "fsdp+tp", "tp")
 
 Uses = Placements | Mapping[str, Placements]
 """How a parameter is used: one tuple of placements, or one per pattern of the ops that use it."""
@@ -196,6 +197,15 @@ class Predicted:
 
 
 @dataclass(frozen=True, slots=True)
+class ByHandLine:
+    """A layout that one writes by hand, predicted for the same request: ms of a step and GiB at its peak, or why there is `none`."""
+
+    step_ms: float | None = None
+    peak_gib: float | None = None
+    none: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SolverInfo:
     """How sure the decisions are: no plan costs less than by this part, `gap`, of the plan's cost; None where nothing is proved.
 
@@ -243,4 +253,5 @@ class Plan:
     gather: Mapping[str, GatherLine] = field(default_factory=dict)
     recompute: Mapping[str, RecomputeLine] = field(default_factory=dict)
     fallbacks: tuple[FallbackLine, ...] = ()
+    by_hand: Mapping[str, ByHandLine] = field(default_factory=dict)
     provenance: Provenance = field(default=Provenance(), compare=False, repr=False)

@@ -33,12 +33,13 @@ def collective_counts(plan: Plan) -> dict[str, int]:
 
 
 def format_summary(plan: Plan) -> str:
-    """Header, time split, memory by kind, collectives, parameters and what to look at, as plain text."""
+    """Header, time split, memory by kind, layouts by hand, collectives, parameters and what to look at, as plain text."""
     said = plan_to_json(plan)
     parts = (
         _header(plan, said),
         _time(said["predicted"]),
         _memory(said["predicted"]["memory_gib"]),
+        _by_hand(said),
         _collectives(plan),
         _params(plan),
         _remarks(plan),
@@ -87,6 +88,23 @@ def _bars(parts: Mapping[str, float]) -> Iterator[str]:
 def _bar(share: float) -> str:
     whole, eighths = divmod(round(share * _BAR_WIDTH * 8), 8)
     return "█" * whole + _EIGHTHS[eighths]
+
+
+def _by_hand(said: Mapping[str, Plain]) -> Iterator[str]:
+    """The plan beside layouts that one writes by hand, each with a bar as long as its step beside the longest."""
+    lines = said.get("by_hand")
+    if not lines:
+        return
+    predicted = said["predicted"]
+    lines = {"this plan": {"step_ms": predicted["step_ms"], "peak_gib": predicted["memory_gib"]["peak"]}} | lines
+    longest = max(line.get("step_ms", 0) for line in lines.values())
+    yield f"{'beside layouts by hand':<22}  {'step ms':>7}  {'peak GiB':>8}"
+    for name, line in lines.items():
+        if reason := line.get("none"):
+            yield f"  {name:<20}  {'-':>7}  {'-':>8}  {reason}"
+        else:
+            bar = _bar(line["step_ms"] / longest if longest else 0.0)
+            yield f"  {name:<20}  {flow(line['step_ms']):>7}  {flow(line['peak_gib']):>8}  {bar}".rstrip()
 
 
 def _collectives(plan: Plan) -> Iterator[str]:

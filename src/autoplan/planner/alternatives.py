@@ -132,7 +132,7 @@ def _solved(question: Question, request: PlanRequest, said: Said) -> Alternative
     pins = decision.pins(said)
     wanted = replace(request, pins=(*request.pins, *pins))
     try:
-        planned = plan_module(model.module, model.args, model.kwargs, wanted, graph=question.graph, advise=False)
+        planned = plan_module(model.module, model.args, model.kwargs, wanted, graph=question.graph, advise=False, compare=False)
     except NoPlanFits as error:
         smallest_gib = rounded_up_gib(error.smallest_bytes)
         return Alternative(said, pins, peak_gib=smallest_gib, problem="does not fit: needs so much at least")

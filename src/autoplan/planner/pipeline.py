@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from autoplan.graph.segments import block_segments
 from autoplan.plan.patterns import collapse
 from autoplan.plan.schema import Options, Plan, SolverInfo
 from autoplan.planner.build import Built, build_problem
+from autoplan.planner.by_hand import by_hand
 from autoplan.planner.differ import best_plan
 from autoplan.planner.emit import ModelFacts, emit
 from autoplan.planner.family import Outcome
@@ -66,11 +67,12 @@ def plan_module(
     *,
     graph: Graph | None = None,
     advise: bool = True,
+    compare: bool = True,
 ) -> Planned:
     """The cheapest plan for `module` that fits; raises NoPlanFits, OutOfTime, TargetError, FallbackError.
 
     `graph` is what `capture_for` made of the module, where it has been captured already. Where nothing fits, the error says what would help
-    if `advise`: each such change is solved for the memory it needs.
+    if `advise`: each such change is solved for the memory it needs. To `compare` is to predict the layouts that one writes by hand too.
     """
     clock = _Clock(progress)
     if graph is None:
@@ -97,6 +99,10 @@ def plan_module(
             return emit(assignment, facts, request, solver, outcome.built.recomputed, outcome.built.terms.prefetch)
 
         plan = best_plan(built, found, runs, request, deadline, emitted)
+    if compare:
+        with clock.stage("compare"):
+            free = pinned(graph, replace(request, pins=()))[0] if request.pins else candidates
+            plan = replace(plan, by_hand=by_hand(free, request))
     return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies, found.solution.interrupted)
 
 
