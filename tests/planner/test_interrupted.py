@@ -14,7 +14,7 @@ import pytest
 from planner_cases import llama_module, request
 from random_models import tight_model
 
-from autoplan.planner import recompute
+from autoplan.planner import pipeline, recompute
 from autoplan.planner.build import Built, build_problem
 from autoplan.planner.family import Outcome
 from autoplan.planner.pipeline import capture_for
@@ -144,3 +144,14 @@ def test_what_is_given_up_does_not_keep_the_others_from_being_looked_at(monkeypa
     found, answers = searched(monkeypatch, lambda answer: replace(answer, status="feasible", bound=answer.bound // 2))
     assert len(answers) > 1
     assert found.solution.status == "feasible" and not found.solution.interrupted
+
+
+def test_a_user_who_does_not_wait_for_layouts_by_hand_has_the_plan_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = llama_module()
+    whole = pipeline.plan_module(*model, request()).plan
+    monkeypatch.setattr(pipeline, "by_hand", interrupted)
+    assert whole.by_hand
+    assert pipeline.plan_module(*model, request()).plan == replace(whole, by_hand={})

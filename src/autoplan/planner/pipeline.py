@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
@@ -99,8 +99,8 @@ def plan_module(
             return emit(assignment, facts, request, solver, outcome.built.recomputed, outcome.built.terms.prefetch)
 
         plan = best_plan(built, found, runs, request, deadline, emitted)
-    if compare:
-        with clock.stage("compare"):
+    if compare and not found.solution.interrupted:
+        with clock.stage("compare"), suppress(KeyboardInterrupt):  # the plan is there: who does not want to wait has it without these
             free = pinned(graph, replace(request, pins=()))[0] if request.pins else candidates
             plan = replace(plan, by_hand=by_hand(free, request))
     return Planned(plan, clock.seconds, len(built.problem.nodes), built.problem.strategies, found.solution.interrupted)
