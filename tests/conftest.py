@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.verify.pool import WorkerPool
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ OWNERS = {  # a package from outside, and the only places that import it
     "click": ("cli/",),
     "rich": ("cli/",),
     "transformers": ("hf.py",),
-    "safetensors": ("runtime/tensor_files.py",),
+    "safetensors": ("runtime/storage/tensor_files.py",),
 }
 EVERYWHERE = {"torch", "yaml", "autoplan"}
 MAX_LINES = 500

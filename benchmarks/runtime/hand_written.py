@@ -29,7 +29,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 from autoplan.models.llama import Llama
-from autoplan.runtime.weights import initialize
+from autoplan.runtime.storage.weights import initialize
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ from autoplan.plan import load_plan  # noqa: E402
 from autoplan.plan.schema import Plan, RecomputeLine  # noqa: E402
 from autoplan.runtime.inputs import shard_inputs  # noqa: E402
 from autoplan.runtime.parallelize import local_forward, parallelize  # noqa: E402
-from autoplan.runtime.weights import initialize  # noqa: E402
+from autoplan.runtime.storage.weights import initialize  # noqa: E402
 
 GIB = 2**30
 PROFILE = "h200-sxm"  # of emulated collectives

@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
-    "join_mesh": "autoplan.runtime.launch:join_mesh",
+    "join_mesh": "autoplan.runtime.ranks.launch:join_mesh",
     "make_plan": "autoplan.api:make_plan",
     "parallelize": "autoplan.runtime.parallelize:parallelize",
     "shard_inputs": "autoplan.runtime.inputs:shard_inputs",
-    "load_weights": "autoplan.runtime.weights:load_weights",
-    "export_weights": "autoplan.runtime.weights:export_weights",
-    "save_checkpoint": "autoplan.runtime.checkpoint:save",
-    "load_checkpoint": "autoplan.runtime.checkpoint:resume",
+    "load_weights": "autoplan.runtime.storage.weights:load_weights",
+    "export_weights": "autoplan.runtime.storage.weights:export_weights",
+    "save_checkpoint": "autoplan.runtime.storage.checkpoint:save",
+    "load_checkpoint": "autoplan.runtime.storage.checkpoint:resume",
 }
 
 

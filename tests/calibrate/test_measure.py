@@ -15,7 +15,7 @@ from autoplan.calibrate.ops import prepared
 from autoplan.calibrate.shapes import collectives, group_sizes, works_of_device
 from autoplan.calibrate.works import Collective
 from autoplan.cost.hardware import KINDS
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.verify.pool import WorkerPool
 
 
 def test_all_ranks_have_the_same_timings(pool: WorkerPool) -> None:

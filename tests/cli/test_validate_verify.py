@@ -101,12 +101,12 @@ def test_verify_proves_the_decisions_on_a_smaller_model(run: Run, plan: Path) ->
 
 
 def test_verify_exits_with_5_where_the_runs_differ(run: Run, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autoplan.runtime.verify import Verification
+    from autoplan.runtime.verify.verify import Verification
 
     wrong = Verification(
         1e-7, float("inf"), "up.weight", 1.0, {"all-reduce x": 4}, {"all-reduce x": 3}, ("rank 1 ran other collectives than rank 0",)
     )
-    monkeypatch.setattr("autoplan.runtime.verify.verify", lambda *_, **__: wrong)
+    monkeypatch.setattr("autoplan.runtime.verify.verify.verify", lambda *_, **__: wrong)
     ended = run("verify", plan)
     assert ended.code == 5 and "differs from one device" in ended.err
     assert ended.out.startswith("DIFFERS from one device") and ended.out.count("<- differs") == 3 and "up.weight" in ended.out
@@ -116,7 +116,7 @@ def test_verify_exits_with_5_where_the_runs_differ(run: Run, plan: Path, monkeyp
 
 
 def test_verify_goes_to_fp64_where_rounding_may_be_all_there_is(run: Run, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autoplan.runtime.verify import Verification
+    from autoplan.runtime.verify.verify import Verification
 
     errors = {"float32": 1e-2, "float64": 1e-9}
 
@@ -124,7 +124,7 @@ def test_verify_goes_to_fp64_where_rounding_may_be_all_there_is(run: Run, plan: 
         name = str(dtype).removeprefix("torch.")
         return Verification(0.0, errors[name], "up.weight", 1.0, {}, {}, dtype=name)
 
-    monkeypatch.setattr("autoplan.runtime.verify.verify", runs)
+    monkeypatch.setattr("autoplan.runtime.verify.verify.verify", runs)
     ended = run("verify", plan, "--json")
     assert ended.code == 0 and json.loads(ended.out)["dtype"] == "fp64"
     assert run("verify", plan).out.startswith("same as one device, both in fp64")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autoplan.placement import Mesh
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.verify.pool import WorkerPool
 
 
 @pytest.mark.parametrize("kind", ["all-gather", "reduce-scatter", "all-reduce"])

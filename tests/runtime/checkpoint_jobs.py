@@ -22,8 +22,8 @@ from autoplan.errors import UsageError
 from autoplan.load import build_on, load_target
 from autoplan.placement import Mesh, Placements
 from autoplan.plan.schema import Plan
-from autoplan.runtime import checkpoint, tensor_files
-from autoplan.runtime.states import model_tensors, optimizer_tensors
+from autoplan.runtime.storage import checkpoint, tensor_files
+from autoplan.runtime.storage.states import model_tensors, optimizer_tensors
 
 
 def plan_with_stored(build: Seeded, mesh: Mesh, seed: int, stored: dict[str, Placements]) -> Plan:

@@ -20,13 +20,14 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 import autoplan
 from autoplan.load import Built
 from autoplan.plan.schema import Plan
-from autoplan.runtime import checkpoint, optimizers
+from autoplan.runtime import optimizers
 from autoplan.runtime.inputs import to_torch
 from autoplan.runtime.leaves import Taken
 from autoplan.runtime.parallelize import local_forward
-from autoplan.runtime.parameters import Gather
-from autoplan.runtime.verify import worker_mesh
-from autoplan.runtime.weights import initialize
+from autoplan.runtime.program.parameters import Gather
+from autoplan.runtime.storage import checkpoint
+from autoplan.runtime.storage.weights import initialize
+from autoplan.runtime.verify.verify import worker_mesh
 
 
 def mesh_of_plan(plan: Plan) -> DeviceMesh:

@@ -7,9 +7,9 @@ import torch
 from runtime_cases import mesh_of, placements
 
 from autoplan.placement import fits
-from autoplan.runtime.boxes import Box, boxes
 from autoplan.runtime.inputs import to_torch
 from autoplan.runtime.shards import local_part
+from autoplan.runtime.storage.boxes import Box, boxes
 
 SHAPE = (24, 12)
 STATES = ["R R", "S(0) R", "S(0) S(0)", "S(1) S(0)", "S(0,3) S(1)", "S(0) S(0,3)", "S(0,2) S(1,2)", "S(1) S(1,3)", "S(0,4) S(1)"]

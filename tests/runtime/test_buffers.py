@@ -17,9 +17,17 @@ from autoplan.errors import PlanError
 from autoplan.placement import R, Shard
 from autoplan.plan import parse_plan
 from autoplan.plan.dump import dump_plan
-from autoplan.runtime.pool import WorkerPool
 from autoplan.runtime.prepare import prepare
-from autoplan.runtime.verify import RankResult, Verification, compare, reference_run, verification_template, verify, verify_assignment
+from autoplan.runtime.verify.pool import WorkerPool
+from autoplan.runtime.verify.verify import (
+    RankResult,
+    Verification,
+    compare,
+    reference_run,
+    verification_template,
+    verify,
+    verify_assignment,
+)
 
 CONVNET = Seeded(convnet)
 STEPS = 3

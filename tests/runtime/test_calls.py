@@ -22,7 +22,7 @@ from autoplan.errors import AutoplanError, UsageError
 from autoplan.graph import capture
 from autoplan.plan.schema import Plan
 from autoplan.runtime.parallelize import local_forward
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.verify.pool import WorkerPool
 
 
 class Net(nn.Module):

@@ -12,8 +12,8 @@ from runtime_cases import GPT2, TINY, Seeded, mesh_of, odds, placements, random_
 
 from autoplan.errors import PlanError, UsageError
 from autoplan.models import gpt2
-from autoplan.runtime import checkpoint
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.storage import checkpoint
+from autoplan.runtime.verify.pool import WorkerPool
 
 UNDROPPED = Seeded(gpt2.build, {**GPT2.settings, "dropout": 0.0})
 QKV = {"layers.0.attn.qkv.weight": placements("S(1,3) S(0)"), "layers.1.attn.qkv.weight": placements("S(1) S(1,3)")}

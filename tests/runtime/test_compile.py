@@ -17,9 +17,9 @@ from autoplan.graph.segments import find_segments
 from autoplan.placement import Shard
 from autoplan.plan.schema import RecomputeLine
 from autoplan.rules import call_of, localize, strategies_of
-from autoplan.runtime.parts import LocalImplementation
-from autoplan.runtime.pieces import Function
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.program.parts import LocalImplementation
+from autoplan.runtime.program.pieces import Function
+from autoplan.runtime.verify.pool import WorkerPool
 
 
 @pytest.mark.parametrize(("recomputed", "graphs"), [(0, 3), (1, 4)], ids=["kept", "recomputed"])

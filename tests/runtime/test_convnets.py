@@ -10,7 +10,7 @@ from runtime_cases import Seeded, graph_of, mesh_of, random_assignment
 from autoplan.assignment.gathers import gather_groups
 from autoplan.graph import Graph
 from autoplan.rules import call_of, rule_of, strategies_of
-from autoplan.runtime.verify import verify_assignment
+from autoplan.runtime.verify.verify import verify_assignment
 
 MODELS = {"unet": Seeded(convnets.unet), "depthwise": Seeded(convnets.depthwise)}
 

@@ -13,8 +13,8 @@ from autoplan.assignment.gathers import gather_groups
 from autoplan.collectives import SimulatedCollectives, run_simulated
 from autoplan.graph import input_leaves, tensors_of
 from autoplan.placement import Shard
-from autoplan.runtime.program import build_program
-from autoplan.runtime.run import Run
+from autoplan.runtime.program.program import build_program
+from autoplan.runtime.program.run import Run
 from autoplan.runtime.shards import local_part
 
 SEEDS = 300

@@ -18,10 +18,10 @@ from torchrun import APPLY, Run
 from autoplan.errors import DeviceMemoryError, NonFiniteLoss, UsageError
 from autoplan.plan import write_plan
 from autoplan.plan.schema import MemoryGib, Plan, Predicted
-from autoplan.runtime import launch
-from autoplan.runtime.agreement import check_hosts
-from autoplan.runtime.faults import DeviceMemory, check_loss, check_memory, memory_explained
-from autoplan.runtime.watch import Sign
+from autoplan.runtime.ranks import launch
+from autoplan.runtime.ranks.agreement import check_hosts
+from autoplan.runtime.ranks.faults import DeviceMemory, check_loss, check_memory, memory_explained
+from autoplan.runtime.ranks.watch import Sign
 
 SETTINGS = {**TINY.settings, "vocab_size": 256, "n_layers": 1}
 BUILD = Seeded(TINY.factory, SETTINGS)

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 JOINS = """
 import torch
 from autoplan.placement import parse_mesh
-from autoplan.runtime.launch import Launch
+from autoplan.runtime.ranks.launch import Launch
 with Launch() as launch:
     launch.join(parse_mesh("1"))
     kept = torch.empty(1 << 22, device="cuda")

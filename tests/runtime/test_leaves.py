@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autoplan.graph.segments import block_segments
 from autoplan.plan.schema import Plan
 from autoplan.runtime.leaves import leaf_groups
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.verify.pool import WorkerPool
 
 
 class Sums(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import process_jobs
 
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.verify.pool import WorkerPool
 
 
 def test_fused_optimizers_step_as_on_one_device(pool: WorkerPool) -> None:

@@ -16,10 +16,10 @@ from autoplan.assignment import Assignment
 from autoplan.assignment.gathers import GatherGroup, gather_groups, step_collectives
 from autoplan.collectives import SimulatedCollectives, UnderWay
 from autoplan.plan.schema import Plan
-from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.program import build_program
-from autoplan.runtime.undropped import undropped
-from autoplan.runtime.verify import simulated_run, verify, verify_assignment
+from autoplan.runtime.program.program import build_program
+from autoplan.runtime.verify.pool import WorkerPool
+from autoplan.runtime.verify.undropped import undropped
+from autoplan.runtime.verify.verify import simulated_run, verify, verify_assignment
 
 DEEP = Seeded(TINY.factory, {**TINY.settings, "n_layers": 4})
 

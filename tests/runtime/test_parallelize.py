@@ -12,8 +12,8 @@ from runtime_cases import GPT2, TIED, TINY, Seeded, graph_of, mesh_of, odds, pla
 
 from autoplan.errors import AutoplanError
 from autoplan.plan.schema import Plan
-from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.verify import verify
+from autoplan.runtime.verify.pool import WorkerPool
+from autoplan.runtime.verify.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import process_jobs
 import pytest
 
-from autoplan.runtime.pool import WorkerError, WorkerPool
+from autoplan.runtime.verify.pool import WorkerError, WorkerPool
 
 
 def test_every_rank_runs_every_job(pool: WorkerPool) -> None:

@@ -13,11 +13,11 @@ from autoplan.collectives import SimulatedCollectives, run_simulated
 from autoplan.graph import Graph, input_leaves, tensors_of
 from autoplan.placement import R_PARTIAL, Placements, R, Shard, forward_of
 from autoplan.rules import call_of, strategies_of
-from autoplan.runtime.program import Program, build_program
-from autoplan.runtime.run import Run
+from autoplan.runtime.program.program import Program, build_program
+from autoplan.runtime.program.run import Run
 from autoplan.runtime.shards import local_part
-from autoplan.runtime.undropped import undropped
-from autoplan.runtime.verify import RankResult, Verification, simulated_run, verify_assignment
+from autoplan.runtime.verify.undropped import undropped
+from autoplan.runtime.verify.verify import RankResult, Verification, simulated_run, verify_assignment
 
 MESHES = ((4,), (2, 2), (1, 4), (2, 3), (2, 2, 2))
 WIDER = {"batch": 12, "dim": 48, "ffn_dim": 96, "n_heads": 6, "n_kv_heads": 3, "seq": 12, "vocab_size": 48}

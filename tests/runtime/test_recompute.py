@@ -19,9 +19,9 @@ from autoplan.graph import Graph, find_blocks, foldable_prefixes
 from autoplan.graph.segments import Segment, find_segments
 from autoplan.plan.schema import Plan, RecomputeLine
 from autoplan.plan.summary import collective_counts
-from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.program import build_program
-from autoplan.runtime.verify import RankResult, simulated_run, verify, verify_assignment
+from autoplan.runtime.program.program import build_program
+from autoplan.runtime.verify.pool import WorkerPool
+from autoplan.runtime.verify.verify import RankResult, simulated_run, verify, verify_assignment
 
 CONVNET = Seeded(convnet)
 

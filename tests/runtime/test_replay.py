@@ -14,8 +14,8 @@ from autoplan.assignment.gathers import gather_groups
 from autoplan.errors import UsageError
 from autoplan.models import gpt2
 from autoplan.runtime.held import Held
-from autoplan.runtime.program import build_program
-from autoplan.runtime.replay import check_replayable
+from autoplan.runtime.program.program import build_program
+from autoplan.runtime.program.replay import check_replayable
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

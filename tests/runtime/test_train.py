@@ -107,7 +107,7 @@ def test_a_rank_that_is_killed_while_writing_leaves_the_last_checkpoint_and_the_
 
 SAYS_THAT_IT_COMPILES = """
 import sys
-from autoplan.runtime.program import Program
+from autoplan.runtime.program.program import Program
 
 whole = Program.compile
 

@@ -16,7 +16,7 @@ import autoplan
 from autoplan.placement import fits, format_placements
 from autoplan.plan.schema import Options, Plan
 from autoplan.runtime.inputs import to_torch
-from autoplan.runtime.pool import WorkerPool
+from autoplan.runtime.verify.pool import WorkerPool
 
 ONE_LAYER = Seeded(TINY.factory, {**TINY.settings, "n_layers": 1})
 STATISTICS = Seeded(odds, {"p": 0.0})  # batch statistics, a frozen and an unused parameter

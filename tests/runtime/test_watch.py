@@ -9,8 +9,8 @@ import pytest
 from torch.distributed import HashStore
 
 from autoplan.errors import TargetError
-from autoplan.runtime.lines import Lines
-from autoplan.runtime.watch import _ADDRESS, Sign, Watch
+from autoplan.runtime.ranks.lines import Lines
+from autoplan.runtime.ranks.watch import _ADDRESS, Sign, Watch
 
 
 def pair() -> tuple[Lines, socket.socket]:

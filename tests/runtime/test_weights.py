@@ -17,9 +17,9 @@ from torch import nn
 
 from autoplan import export_weights, load_weights
 from autoplan.errors import AutoplanError, PlanError, TargetError, UsageError
-from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.published import joined, stacked
-from autoplan.runtime.tensor_files import SafetensorsWriter, Spec, Stored, open_tensors, tensor_files
+from autoplan.runtime.storage.published import joined, stacked
+from autoplan.runtime.storage.tensor_files import SafetensorsWriter, Spec, Stored, open_tensors, tensor_files
+from autoplan.runtime.verify.pool import WorkerPool
 
 LLAMA = {
     "hidden_size": 32,

@@ -12,8 +12,8 @@ from autoplan.graph import Graph, capture
 from autoplan.load import Target, build_meta, load_target
 from autoplan.placement import Placements, Shard
 from autoplan.plan import ParamLine, match_params
-from autoplan.runtime.pool import WorkerPool
-from autoplan.runtime.verify import Verification
+from autoplan.runtime.verify.pool import WorkerPool
+from autoplan.runtime.verify.verify import Verification
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RANDOM_PLANS = 5

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from autoplan.calibrate.evidence import Evidence, Site
     from autoplan.calibrate.residuals import Residual
     from autoplan.cost.hardware import Hardware
-    from autoplan.runtime.launch import Launch
+    from autoplan.runtime.ranks.launch import Launch
 
 _WIDTH = 140  # of tables that go to a file
 EXAMPLE = "torchrun --standalone --nproc-per-node 4 -m autoplan calibrate -o profile.yaml"
@@ -35,7 +35,7 @@ EXAMPLE = "torchrun --standalone --nproc-per-node 4 -m autoplan calibrate -o pro
 @reported
 def calibrate(out: Path, base: str | None, quick: bool, as_json: bool) -> None:
     """Measure this machine, and write the hardware profile that predicts it best. `plan --hardware FILE` reads it."""
-    from autoplan.runtime.launch import Launch, this_rank
+    from autoplan.runtime.ranks.launch import Launch, this_rank
 
     with Launch() as launch:
         first = this_rank() == 0

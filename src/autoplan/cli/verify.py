@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from autoplan.assignment import Assignment
     from autoplan.graph import Graph
     from autoplan.load import Built, Target
-    from autoplan.runtime.pool import WorkerPool
-    from autoplan.runtime.verify import Verification
+    from autoplan.runtime.verify.pool import WorkerPool
+    from autoplan.runtime.verify.verify import Verification
 
 DTYPES = {"fp32": "float32", "fp64": "float64"}
 
@@ -104,7 +104,7 @@ def verified(
     """The plan and random ones against one device in `dtype`: fp32 unless said, then fp64 where they differ as if by rounding."""
     import torch
 
-    from autoplan.runtime.verify import verify as verify_runs
+    from autoplan.runtime.verify.verify import verify as verify_runs
 
     for precision in ("fp32", "fp64") if dtype is None else (dtype,):
         on_stage(f"run in {precision}")
@@ -121,7 +121,7 @@ def fitted(plan: Plan, model: SeededModel, dtype: str, *, shrunk: bool) -> tuple
     import torch
 
     from autoplan.runtime.prepare import check_model
-    from autoplan.runtime.verify import verified_graph
+    from autoplan.runtime.verify.verify import verified_graph
 
     if not shrunk:
         check_model(model().module, plan)
@@ -146,7 +146,7 @@ def random_assignments(plan: Plan, graph: Graph, number: int, seed: int) -> list
 
 def result(found: Verification) -> Iterator[str]:
     """What was compared, line by line; lines that differ are marked."""
-    from autoplan.runtime.verify import GRADIENT_TOLERANCE, LOSS_TOLERANCE
+    from autoplan.runtime.verify.verify import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 
     yield ("same as one device" if found.ok else "DIFFERS from one device") + (", both in fp64" if found.dtype == "float64" else "")
     yield _line("loss", f"{found.loss_rel_err:.2g} off, at most {LOSS_TOLERANCE:g}", found.loss_rel_err <= LOSS_TOLERANCE)

@@ -27,18 +27,18 @@ from autoplan.graph import graph_digest, input_leaves
 from autoplan.placement import Mesh
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
-from autoplan.runtime.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
-from autoplan.runtime.differences import folded
 from autoplan.runtime.held import Held
 from autoplan.runtime.inputs import as_dtensor, local_inputs
 from autoplan.runtime.leaves import Leaves
 from autoplan.runtime.optimizers import run_fused_optimizers_locally
 from autoplan.runtime.place import leave_norms_unremarked, notes_on, place_buffers, place_parameters
 from autoplan.runtime.prepare import STORED_DTYPE, Prepared, Template, check_model, make_template, plan_digest, prepare
-from autoplan.runtime.program import Program, build_program
-from autoplan.runtime.replay import check_replayable
-from autoplan.runtime.run import Run
+from autoplan.runtime.program.program import Program, build_program
+from autoplan.runtime.program.replay import check_replayable
+from autoplan.runtime.program.run import Run
+from autoplan.runtime.ranks.agreement import check_agreement, check_device_mesh, check_hosts, check_world, launch_facts
 from autoplan.runtime.shards import local_part
+from autoplan.runtime.storage.differences import folded
 
 
 def parallelize(

@@ -26,15 +26,15 @@ from autoplan.load import Built, build_on, build_skeleton, load_rules, load_targ
 from autoplan.plan.load import load_plan
 from autoplan.plan.plain import predicted_to_json
 from autoplan.plan.schema import Plan
-from autoplan.runtime.agreement import check_world
-from autoplan.runtime.autosave import Autosave
-from autoplan.runtime.checkpoint import last
 from autoplan.runtime.data import Batch, open_text
-from autoplan.runtime.faults import check_loss, check_memory, memory_explained, memory_of_ranks
-from autoplan.runtime.launch import Launch, say_alone, this_rank
 from autoplan.runtime.parallelize import local_forward, parallelize
+from autoplan.runtime.ranks.agreement import check_world
+from autoplan.runtime.ranks.faults import check_loss, check_memory, memory_explained, memory_of_ranks
+from autoplan.runtime.ranks.launch import Launch, say_alone, this_rank
 from autoplan.runtime.shards import local_part
-from autoplan.runtime.weights import check_export, check_writable, export_weights, initialize, load_weights
+from autoplan.runtime.storage.autosave import Autosave
+from autoplan.runtime.storage.checkpoint import last
+from autoplan.runtime.storage.weights import check_export, check_writable, export_weights, initialize, load_weights
 from autoplan.settings import parse_settings
 
 LARGE_MODEL = 2_000_000_000  # parameters: above, no rank builds the whole model

@@ -1,7 +1,7 @@
 """Worker processes that are started once and run many jobs: one per rank, joined by gloo on the CPU.
 
 A job is a picklable callable with arguments; every rank runs it and its results come back in rank order. The workers are
-`python -m autoplan.runtime.worker` with this process's import path, so that a caller's main module is not run again.
+`python -m autoplan.runtime.verify.worker` with this process's import path, so that a caller's main module is not run again.
 """
 
 from __future__ import annotations
@@ -85,7 +85,15 @@ class WorkerPool:
         for rank in range(self.size):
             ours, theirs = socket.socketpair()
             log = open(self._log(rank), "wb")  # noqa: SIM115
-            command = [sys.executable, "-m", "autoplan.runtime.worker", str(theirs.fileno()), str(rank), str(self.size), self._folder.name]
+            command = [
+                sys.executable,
+                "-m",
+                "autoplan.runtime.verify.worker",
+                str(theirs.fileno()),
+                str(rank),
+                str(self.size),
+                self._folder.name,
+            ]
             process = subprocess.Popen(
                 command,
                 env=environment,

@@ -25,7 +25,7 @@ from typing import Any
 import torch.distributed as dist
 
 from autoplan.errors import BUG, AutoplanError, LostRank
-from autoplan.runtime.lines import Lines
+from autoplan.runtime.ranks.lines import Lines
 
 SETTLE_S = 0.5  # from the first sign to the message: of what happens at once, the cause must have been heard
 PATIENCE_S = 10.0  # that a rank waits for rank 0 to speak for it

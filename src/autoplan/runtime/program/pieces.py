@@ -22,8 +22,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from autoplan.graph.ir import Graph
 from autoplan.graph.segments import Segment
 from autoplan.rules.seeds import default_generator_of
-from autoplan.runtime.parts import LocalImplementation
-from autoplan.runtime.run import Local, Run
+from autoplan.runtime.program.parts import LocalImplementation
+from autoplan.runtime.program.run import Local, Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from autoplan.placement import Mesh, Placements, Shard
 from autoplan.redistribution import transition
 from autoplan.rules import LocalOp
 from autoplan.rules.seeds import shard_number
-from autoplan.runtime.run import Local, Run
+from autoplan.runtime.program.run import Local, Run
 
 
 class Redistribute(nn.Module):

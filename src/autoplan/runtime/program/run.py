@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autoplan.collectives import Collectives
-from autoplan.runtime.regather import Regathering
-from autoplan.runtime.rounds import Rounds, Tensors
+from autoplan.runtime.program.regather import Regathering
+from autoplan.runtime.program.rounds import Rounds, Tensors
 
 _SEED_STRIDE = 1_000_003  # nodes of one step and the same node of other steps draw different numbers
 

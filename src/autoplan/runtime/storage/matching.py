@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from torch import Tensor, nn
 
 from autoplan.errors import PlanError
-from autoplan.runtime.differences import Shapes, differences
-from autoplan.runtime.states import persistent_buffers
+from autoplan.runtime.storage.differences import Shapes, differences
+from autoplan.runtime.storage.states import persistent_buffers
 
 Rename = Callable[[str], str | None]
 _MADE_AGAIN = ("rotary_emb.inv_freq", "position_ids")  # buffers that files of older transformers hold, and models now make

@@ -15,8 +15,8 @@ from autoplan.errors import UsageError
 from autoplan.placement import Mesh
 from autoplan.plan.load import load_plan
 from autoplan.plan.schema import Plan
-from autoplan.runtime.agreement import check_world
-from autoplan.runtime.watch import Sign, Watch, write
+from autoplan.runtime.ranks.agreement import check_world
+from autoplan.runtime.ranks.watch import Sign, Watch, write
 
 
 def this_rank() -> int:

@@ -6,7 +6,7 @@ import torch
 
 from autoplan.errors import UsageError, join_problems
 from autoplan.runtime.held import Held
-from autoplan.runtime.program import Program
+from autoplan.runtime.program.program import Program
 
 _HINT = "leave CUDA graphs out"
 

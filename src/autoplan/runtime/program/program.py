@@ -28,11 +28,11 @@ from autoplan.graph.ops import resolve
 from autoplan.graph.segments import Segment, block_segments
 from autoplan.placement import Placements, forward_of, local_shape
 from autoplan.rules import LocalOp, call_of, localize
-from autoplan.runtime.parameters import Ahead, Gather, Late
-from autoplan.runtime.parts import LocalImplementation, Redistribute, Written, states
-from autoplan.runtime.pieces import Function, Piece, PieceGraph, Span, overwritten_buffers, spans
-from autoplan.runtime.regather import Regathering
-from autoplan.runtime.run import Run
+from autoplan.runtime.program.parameters import Ahead, Gather, Late
+from autoplan.runtime.program.parts import LocalImplementation, Redistribute, Written, states
+from autoplan.runtime.program.pieces import Function, Piece, PieceGraph, Span, overwritten_buffers, spans
+from autoplan.runtime.program.regather import Regathering
+from autoplan.runtime.program.run import Run
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoplan.hf import Made, published_form
-from autoplan.runtime.tensor_files import Index, Stored
+from autoplan.runtime.storage.tensor_files import Index, Stored
 
 
 def as_published(module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -21,10 +21,10 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.optim import Optimizer
 
 from autoplan.errors import PlanError, UsageError
-from autoplan.runtime.agreement import on_rank_0
-from autoplan.runtime.differences import differences
-from autoplan.runtime.grouped import in_chunks
-from autoplan.runtime.states import (
+from autoplan.runtime.ranks.agreement import on_rank_0
+from autoplan.runtime.storage.differences import differences
+from autoplan.runtime.storage.grouped import in_chunks
+from autoplan.runtime.storage.states import (
     MODEL,
     OPTIMIZER,
     Stateful,

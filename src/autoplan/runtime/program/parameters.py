@@ -21,9 +21,9 @@ from autoplan.assignment.gathers import Bucket, GatherGroup, GatherMember, bucke
 from autoplan.collectives import Collectives
 from autoplan.collectives.redistribute import own_output
 from autoplan.placement import forward_of
-from autoplan.runtime.regather import GatheredAgain
-from autoplan.runtime.rounds import Rounds, Tensors
-from autoplan.runtime.run import Run
+from autoplan.runtime.program.regather import GatheredAgain
+from autoplan.runtime.program.rounds import Rounds, Tensors
+from autoplan.runtime.program.run import Run
 
 
 class Gather(nn.Module):

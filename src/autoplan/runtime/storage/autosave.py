@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import nn
 from torch.optim import Optimizer
 
-from autoplan.runtime import checkpoint
-from autoplan.runtime.agreement import on_rank_0
-from autoplan.runtime.states import Stateful
+from autoplan.runtime.ranks.agreement import on_rank_0
+from autoplan.runtime.storage import checkpoint
+from autoplan.runtime.storage.states import Stateful
 
 
 @dataclass

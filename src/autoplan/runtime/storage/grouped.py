@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from autoplan.runtime.boxes import boxes_of
+from autoplan.runtime.storage.boxes import boxes_of
 
 
 def in_chunks(tensor: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from autoplan.errors import UsageError
-from autoplan.runtime.agreement import on_rank_0
-from autoplan.runtime.boxes import boxes_of
-from autoplan.runtime.matching import first_names, matched, whole_tensors
-from autoplan.runtime.published import as_published
-from autoplan.runtime.tensor_files import SAFETENSORS, TORCH_SUFFIXES, SafetensorsWriter, Spec, Stored, aligned, open_tensors
+from autoplan.runtime.ranks.agreement import on_rank_0
+from autoplan.runtime.storage.boxes import boxes_of
+from autoplan.runtime.storage.matching import first_names, matched, whole_tensors
+from autoplan.runtime.storage.published import as_published
+from autoplan.runtime.storage.tensor_files import SAFETENSORS, TORCH_SUFFIXES, SafetensorsWriter, Spec, Stored, aligned, open_tensors
 
 INIT_STD = 0.02  # as GPT-2 and Llama start
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from autoplan.runtime.rounds import Rounds
+from autoplan.runtime.program.rounds import Rounds
 
 
 @dataclass

@@ -60,6 +60,6 @@ class _Plain(AutoplanError):
 
 
 if __name__ == "__main__":
-    from autoplan.runtime import worker
+    from autoplan.runtime.verify import worker
 
     worker.main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -34,14 +34,14 @@ from autoplan.placement import Mesh, Placements, R, forward_of
 from autoplan.plan.schema import Plan
 from autoplan.plan.summary import collective_counts
 from autoplan.redistribution import lower
-from autoplan.runtime.observe import Observer
 from autoplan.runtime.parallelize import LocalForward, distribute, local_forward
-from autoplan.runtime.pool import WorkerPool
 from autoplan.runtime.prepare import Prepared, Template, make_template, prepare
-from autoplan.runtime.program import Program, build_program
-from autoplan.runtime.run import Run
+from autoplan.runtime.program.program import Program, build_program
+from autoplan.runtime.program.run import Run
 from autoplan.runtime.shards import local_part
-from autoplan.runtime.undropped import NoDropout, undropped
+from autoplan.runtime.verify.observe import Observer
+from autoplan.runtime.verify.pool import WorkerPool
+from autoplan.runtime.verify.undropped import NoDropout, undropped
 
 MAX_PROCESSES = 8
 LOSS_TOLERANCE = 1e-5

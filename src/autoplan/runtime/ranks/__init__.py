@@ -1,0 +1,1 @@
+"""The processes of a run: started, agreed, watched, and ended with one message."""

@@ -1,0 +1,1 @@
+"""Weights and checkpoints: in from files of whole tensors, out again, and aside between steps."""

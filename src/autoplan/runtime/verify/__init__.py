@@ -1,0 +1,1 @@
+"""A plan run on this machine's processors, beside one device: loss, gradients, collectives."""
