@@ -101,7 +101,7 @@ def test_verify_proves_the_decisions_on_a_smaller_model(run: Run, plan: Path) ->
 
 
 def test_verify_exits_with_5_where_the_runs_differ(run: Run, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autoplan.runtime.verify.verify import Verification
+    from autoplan.runtime.verify.results import Verification
 
     wrong = Verification(
         1e-7, float("inf"), "up.weight", 1.0, {"all-reduce x": 4}, {"all-reduce x": 3}, ("rank 1 ran other collectives than rank 0",)
@@ -116,7 +116,7 @@ def test_verify_exits_with_5_where_the_runs_differ(run: Run, plan: Path, monkeyp
 
 
 def test_verify_goes_to_fp64_where_rounding_may_be_all_there_is(run: Run, plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autoplan.runtime.verify.verify import Verification
+    from autoplan.runtime.verify.results import Verification
 
     errors = {"float32": 1e-2, "float64": 1e-9}
 

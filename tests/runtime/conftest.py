@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from autoplan.runtime.verify.verify import worker_mesh
+from autoplan.runtime.verify.runs import worker_mesh
 
 
 @pytest.fixture(autouse=True)

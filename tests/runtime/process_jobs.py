@@ -27,7 +27,7 @@ from autoplan.runtime.parallelize import local_forward
 from autoplan.runtime.program.parameters import Gather
 from autoplan.runtime.storage import checkpoint
 from autoplan.runtime.storage.weights import initialize
-from autoplan.runtime.verify.verify import worker_mesh
+from autoplan.runtime.verify.runs import worker_mesh
 
 
 def mesh_of_plan(plan: Plan) -> DeviceMesh:

@@ -18,16 +18,11 @@ from autoplan.placement import R, Shard
 from autoplan.plan import parse_plan
 from autoplan.plan.dump import dump_plan
 from autoplan.runtime.prepare import prepare
+from autoplan.runtime.verify.compare import compare
 from autoplan.runtime.verify.pool import WorkerPool
-from autoplan.runtime.verify.verify import (
-    RankResult,
-    Verification,
-    compare,
-    reference_run,
-    verification_template,
-    verify,
-    verify_assignment,
-)
+from autoplan.runtime.verify.results import RankResult, Verification
+from autoplan.runtime.verify.runs import reference_run, verification_template
+from autoplan.runtime.verify.verify import verify, verify_assignment
 
 CONVNET = Seeded(convnet)
 STEPS = 3

@@ -126,6 +126,24 @@ def test_an_error_of_one_rank_ends_those_that_wait_for_it(folder: Path, error: s
     assert "rank 1: " in run.said and "Connection closed" not in run.said
 
 
+LEAVE_IN_TURN = """
+import os, sys, time
+import autoplan
+
+with autoplan.join_mesh("2.yaml"):
+    time.sleep(2.0 * (os.environ["RANK"] == "0"))
+    sys.exit()
+"""
+
+
+def test_ranks_that_are_done_may_leave_by_exit_one_after_the_other(folder: Path) -> None:
+    """Rank 0 hears of a lost rank for half a second before it says so."""
+    (folder / "leave.py").write_text(LEAVE_IN_TURN)
+    run = start(folder, 2, "leave.py", name="leave")
+    assert run.end() == 0, run.said
+    assert "gone" not in run.said
+
+
 PLAN_OF_RANK = """
 import os
 from autoplan.runtime.train import main

@@ -18,8 +18,9 @@ from autoplan.collectives import SimulatedCollectives, UnderWay
 from autoplan.plan.schema import Plan
 from autoplan.runtime.program.program import build_program
 from autoplan.runtime.verify.pool import WorkerPool
+from autoplan.runtime.verify.runs import simulated_run
 from autoplan.runtime.verify.undropped import undropped
-from autoplan.runtime.verify.verify import simulated_run, verify, verify_assignment
+from autoplan.runtime.verify.verify import verify, verify_assignment
 
 DEEP = Seeded(TINY.factory, {**TINY.settings, "n_layers": 4})
 

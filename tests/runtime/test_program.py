@@ -16,8 +16,10 @@ from autoplan.rules import call_of, strategies_of
 from autoplan.runtime.program.program import Program, build_program
 from autoplan.runtime.program.run import Run
 from autoplan.runtime.shards import local_part
+from autoplan.runtime.verify.results import RankResult, Verification
+from autoplan.runtime.verify.runs import simulated_run
 from autoplan.runtime.verify.undropped import undropped
-from autoplan.runtime.verify.verify import RankResult, Verification, simulated_run, verify_assignment
+from autoplan.runtime.verify.verify import verify_assignment
 
 MESHES = ((4,), (2, 2), (1, 4), (2, 3), (2, 2, 2))
 WIDER = {"batch": 12, "dim": 48, "ffn_dim": 96, "n_heads": 6, "n_kv_heads": 3, "seq": 12, "vocab_size": 48}

@@ -21,7 +21,9 @@ from autoplan.plan.schema import Plan, RecomputeLine
 from autoplan.plan.summary import collective_counts
 from autoplan.runtime.program.program import build_program
 from autoplan.runtime.verify.pool import WorkerPool
-from autoplan.runtime.verify.verify import RankResult, simulated_run, verify, verify_assignment
+from autoplan.runtime.verify.results import RankResult
+from autoplan.runtime.verify.runs import simulated_run
+from autoplan.runtime.verify.verify import verify, verify_assignment
 
 CONVNET = Seeded(convnet)
 

@@ -12,10 +12,13 @@ from runtime_cases import TINY, Seeded, assign, graph_of, mesh_of, odds, plan_of
 from autoplan.assignment.gathers import gather_groups
 from autoplan.errors import PlanError
 from autoplan.plan.schema import Plan
+from autoplan.runtime.verify.compare import compare
 from autoplan.runtime.verify.observe import Observer
 from autoplan.runtime.verify.pool import WorkerPool
+from autoplan.runtime.verify.results import RankResult, Reference, Verification
+from autoplan.runtime.verify.runs import reference_run
 from autoplan.runtime.verify.undropped import NoDropout
-from autoplan.runtime.verify.verify import RankResult, Reference, Verification, compare, reference_run, verify, verify_assignment
+from autoplan.runtime.verify.verify import verify, verify_assignment
 
 FIELDS = {"ok", "loss_rel_err", "grad_rel_err", "worst_param", "split_flops_fraction", "collectives", "random_plans"}
 FIELDS |= {"dtype", "buffer_rel_err", "problems"}

@@ -13,7 +13,7 @@ from autoplan.load import Target, build_meta, load_target
 from autoplan.placement import Placements, Shard
 from autoplan.plan import ParamLine, match_params
 from autoplan.runtime.verify.pool import WorkerPool
-from autoplan.runtime.verify.verify import Verification
+from autoplan.runtime.verify.results import Verification
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RANDOM_PLANS = 5

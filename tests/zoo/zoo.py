@@ -18,7 +18,7 @@ from autoplan.planner.pipeline import PlanRequest, capture_for, plan_module
 from autoplan.planner.remedies import problem_of
 from autoplan.planner.solve import smallest_memory
 from autoplan.runtime.verify.pool import WorkerPool
-from autoplan.runtime.verify.verify import Verification
+from autoplan.runtime.verify.results import Verification
 
 GIB = 2**30
 BATCH, SEQ = 4, 32

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from autoplan.graph import Graph
     from autoplan.load import Built, Target
     from autoplan.runtime.verify.pool import WorkerPool
-    from autoplan.runtime.verify.verify import Verification
+    from autoplan.runtime.verify.results import Verification
 
 DTYPES = {"fp32": "float32", "fp64": "float64"}
 
@@ -146,7 +146,7 @@ def random_assignments(plan: Plan, graph: Graph, number: int, seed: int) -> list
 
 def result(found: Verification) -> Iterator[str]:
     """What was compared, line by line; lines that differ are marked."""
-    from autoplan.runtime.verify.verify import GRADIENT_TOLERANCE, LOSS_TOLERANCE
+    from autoplan.runtime.verify.results import GRADIENT_TOLERANCE, LOSS_TOLERANCE
 
     yield ("same as one device" if found.ok else "DIFFERS from one device") + (", both in fp64" if found.dtype == "float64" else "")
     yield _line("loss", f"{found.loss_rel_err:.2g} off, at most {LOSS_TOLERANCE:g}", found.loss_rel_err <= LOSS_TOLERANCE)

@@ -78,7 +78,7 @@ class Launch:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
+        if error is None or (isinstance(error, SystemExit) and not error.code):  # sys.exit() is an end like any other
             if dist.is_initialized():
                 dist.destroy_process_group()
             if self._watch is not None:
